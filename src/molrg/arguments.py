@@ -1,0 +1,65 @@
+"""What the public functions accept: one clear error per wrong argument, raised before any work."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Levels = float | Sequence[float] | np.ndarray | Tensor
+"""A noise level sigma > 0, or a 1-D array of S of them."""
+
+
+def noise_levels(sigma: Levels) -> tuple[Tensor, bool]:
+    """Return sigma as a float64 CPU tensor (S,), and whether it was a scalar (then S = 1).
+
+    Raises ValueError unless every level is finite and positive, and sigma is a scalar or 1-D.
+    """
+    try:
+        levels = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"sigma must be a positive number or a 1-D array of them, got {sigma!r}") from error
+    if levels.ndim > 1 or levels.numel() == 0:
+        raise ValueError(
+            "sigma must be a positive number or a non-empty 1-D array of them, "
+            f"got shape {tuple(levels.shape)}"
+        )
+    scalar = levels.ndim == 0
+    levels = levels.reshape(-1)
+    wrong = ~(torch.isfinite(levels) & (levels > 0))
+    if wrong.any():
+        raise ValueError(
+            f"sigma must be finite and positive, got {levels[wrong][0].item():g}; "
+            "for the noise-free limit pass a small level such as 1e-3"
+        )
+    return levels, scalar
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` as an int in [low, high]; raises ValueError otherwise (also for True and 3.0)."""
+    allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+    return int(value)
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return `value` as a float strictly between 0 and 1; raises ValueError otherwise."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not 0 < number < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}")
+    return number
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """Return `value` if it is one of `allowed`; raises ValueError that lists them otherwise."""
+    if value not in allowed:
+        options = " or ".join(repr(option) for option in allowed)
+        raise ValueError(f"{name} must be {options}, got {value!r}")
+    return str(value)
