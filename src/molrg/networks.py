@@ -1,0 +1,283 @@
+"""Networks to train as denoisers: the paper's parametric one, an MLP, a UNet, and EDM preconditioning.
+
+All take x of shape (N, n), images flattened to n = C * H * W, and a noise level, a number or a tensor (N,).
+The layers whose activations are worth a probe are listed in `feature_layers`, by their module names.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from molrg.arguments import fraction, integer
+
+
+class SubspaceDenoiser(nn.Module):
+    r"""The paper's parametric denoiser: the optimal one for orthogonal classes, with a learned U.
+
+        D(x, sigma) = U diag(beta) U^T x,    beta_l = xi + (zeta - xi) w_l on the d columns of U_l,
+        w = softmax_l(kappa ||U_l^T x||^2),  zeta = 1/(1 + sigma^2),  xi = delta^2/(delta^2 + sigma^2),
+        kappa = (1/(delta^2 + sigma^2) - 1/(1 + sigma^2)) / 2.
+
+    With U = [U_1 ... U_K] that of a MoLRG model with orthogonal classes, equal priors and `span` background
+    it is the posterior mean. U starts as random orthonormal columns and is not constrained in training.
+
+    Parameters
+    ----------
+    dim, num_classes, rank
+        n, K and d, with K d <= n.
+    delta
+        Scale of the background, 0 < delta < 1; it is given, not learned.
+    generator
+        Source of the starting U.
+
+    Source: Proposition 1 of the paper with U replaced by parameters.
+    """
+
+    feature_layers: tuple[str, ...] = ()
+
+    def __init__(
+        self, dim: int, num_classes: int, rank: int, delta: float, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.rank = integer("num_classes", num_classes, 2), integer("rank", rank, 1)
+        if num_classes * rank > integer("dim", dim, 1):
+            raise ValueError(f"num_classes * rank <= dim is needed, got {num_classes} * {rank} > {dim}")
+        self.delta = fraction("delta", delta)
+        with _initialised_by(generator):
+            self.basis = nn.Parameter(torch.linalg.qr(torch.randn(dim, num_classes * rank)).Q)
+
+    def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Return D(x, sigma), (N, n)."""
+        s2, d2 = _column(sigma, x) ** 2, self.delta**2
+        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+        z = (x @ self.basis).unflatten(1, (self.num_classes, self.rank))
+        w = torch.softmax(kappa * z.square().sum(2), 1)
+        beta = d2 / (d2 + s2) + 2 * s2 * kappa * w
+        return (beta.unsqueeze(2) * z).flatten(1) @ self.basis.T
+
+    @torch.no_grad()
+    def orthonormal_bases(self) -> tuple[Tensor, ...]:
+        """Return an orthonormal basis (n, d) of the span of each learned U_l."""
+        return tuple(torch.linalg.qr(block).Q for block in self.basis.split(self.rank, dim=1))
+
+
+class MLP(nn.Module):
+    r"""Residual MLP whose blocks are modulated by the noise level.
+
+        h = W_in x;   h <- h + W_2 silu(W_1 ((1 + a) * LayerNorm(h)) + b)  in each block;   W_out LayerNorm(h)
+
+    (a, b) is linear in an embedding of `noise` and starts at 0, as does W_out. Wrap it in `Preconditioned`,
+    which passes log(sigma)/4 as `noise`, to get a denoiser that starts at its skip connection.
+
+    Parameters
+    ----------
+    dim
+        n, the dimension of input and output.
+    width, depth
+        Width of the hidden layers and number of residual blocks, `blocks.0` to `blocks.<depth - 1>`.
+    dropout
+        Probability with which units between W_1 and W_2 are dropped in training.
+    generator
+        Source of the starting weights.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 512,
+        depth: int = 4,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        integer("dim", dim, 1)
+        integer("width", width, 1)
+        integer("depth", depth, 1)
+        embedding = 64
+        with _initialised_by(generator):
+            self.embed = _NoiseEmbedding(embedding)
+            self.first = nn.Linear(dim, width)
+            self.blocks = nn.ModuleList(_ResidualBlock(width, embedding, dropout) for _ in range(depth))
+            self.norm = nn.LayerNorm(width)
+            self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.feature_layers = tuple(f"blocks.{i}" for i in range(depth))
+
+    def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
+        """Return the network's output, (N, n)."""
+        embedded = self.embed(_column(noise, x))
+        h = self.first(x)
+        for block in self.blocks:
+            h = block(h, embedded)
+        return self.last(self.norm(h))
+
+
+class _NoiseEmbedding(nn.Module):
+    """silu(W [cos(f c), sin(f c)]) of a number c, with frequencies f from 1/2 to 16 in equal ratios."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        frequencies = torch.linspace(math.log(0.5), math.log(16.0), width // 2).exp()
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        phase = noise * self.frequencies
+        return functional.silu(self.linear(torch.cat([phase.cos(), phase.sin()], 1)))
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, width: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.first = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Linear(width, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
+        scale, shift = self.modulation(embedded).chunk(2, 1)
+        inner = self.first(self.norm(h) * (1 + scale)) + shift
+        return h + self.second(self.dropout(functional.silu(inner)))
+
+
+class UNet(nn.Module):
+    """A diffusers UNet2DModel on flattened images; made by `unet`.
+
+    Images whose sides the down-sampling does not divide are padded by repeating the border, and cropped.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, int, int], divisor: int) -> None:
+        super().__init__()
+        self.model = model
+        self.shape = shape
+        self._padding = [(-side) % divisor for side in shape[1:]]
+        blocks = [
+            name
+            for name, _ in model.named_modules()
+            if name == "mid_block" or (name.count(".") == 1 and name.startswith(("down_blocks", "up_blocks")))
+        ]
+        order = ("down_blocks", "mid_block", "up_blocks")
+        self.feature_layers = tuple(
+            f"model.{name}" for name in sorted(blocks, key=lambda name: order.index(name.split(".")[0]))
+        )
+
+    def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
+        """Return the network's output, (N, C * H * W)."""
+        if x.ndim != 2 or x.shape[1] != math.prod(self.shape):
+            raise ValueError(
+                f"x must have shape (N, {math.prod(self.shape)}) for images of shape {self.shape}, "
+                f"got {tuple(x.shape)}"
+            )
+        _, height, width = self.shape
+        images = x.unflatten(1, self.shape)
+        below, right = self._padding
+        if below or right:
+            images = functional.pad(images, (0, right, 0, below), mode="replicate")
+        # The model's sinusoids are made for time steps of this size, not for log(sigma)/4.
+        steps = (100 * _column(noise, x)).flatten().expand(len(x))
+        output: Any = self.model(images, steps, return_dict=False)[0]
+        return output[:, :, :height, :width].flatten(1)
+
+
+def unet(
+    shape: tuple[int, int, int],
+    width: int = 64,
+    multipliers: Sequence[int] = (1, 2, 2),
+    layers_per_block: int = 2,
+    dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> UNet:
+    """Return a UNet of diffusers for images of `shape` (C, H, W), any H and W.
+
+    Level i has width * multipliers[i] channels at 1/2^i of the resolution; the lowest level and the middle
+    have attention. Its feature layers are `model.down_blocks.<i>`, `model.mid_block`, `model.up_blocks.<i>`.
+    Wrap it in `Preconditioned`.
+
+    Raises ValueError for a shape or sizes below 1, or a width that is not a multiple of 8 (norm groups).
+    """
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
+    for name, size in zip(("channels", "height", "width of the image"), shape, strict=True):
+        integer(name, size, 1)
+    if integer("width", width, 8) % 8:
+        raise ValueError(f"width must be a multiple of 8, got {width}")
+    if not multipliers:
+        raise ValueError("multipliers must hold at least one number, for example (1, 2, 2)")
+    from diffusers import UNet2DModel
+
+    levels = len(multipliers)
+    with _initialised_by(generator):
+        model: Any = UNet2DModel(
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=tuple(width * integer("multipliers", m, 1) for m in multipliers),
+            layers_per_block=integer("layers_per_block", layers_per_block, 1),
+            down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+            norm_num_groups=8,
+            dropout=dropout,
+        )
+    return UNet(model, shape, 2 ** (levels - 1))
+
+
+class Preconditioned(nn.Module):
+    r"""EDM's preconditioning, which makes a denoiser (x_0-prediction) of any network F(x, noise).
+
+        D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma)/4),
+        c_skip = s_d^2 c_in^2,  c_out = sigma s_d c_in,  c_in = 1/sqrt(sigma^2 + s_d^2)
+
+    keeps the input and the training target of F at variance 1 for every sigma; s_d = `sigma_data` is the
+    standard deviation of the data's entries.
+
+    Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), Table 1.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+        super().__init__()
+        if not 0 < sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}; pass the data's std()")
+        self.network = network
+        self.sigma_data = float(sigma_data)
+        inner = getattr(network, "feature_layers", ())
+        self.feature_layers = tuple(f"network.{name}" for name in inner)
+
+    def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Return the denoised x, (N, n)."""
+        sigma = _column(sigma, x)
+        data = self.sigma_data
+        total = sigma**2 + data**2
+        root = total.sqrt()
+        output = self.network(x / root, sigma.log().flatten() / 4)
+        return torch.addcmul(data**2 / total * x, sigma * data / root, output)
+
+
+def _column(level: float | Tensor, x: Tensor) -> Tensor:
+    """A noise level, a number or (N,), as a column (1, 1) or (N, 1) of x's dtype and device."""
+    if not isinstance(level, Tensor):
+        return torch.full((1, 1), level, dtype=x.dtype, device=x.device)
+    if level.numel() not in (1, len(x)):
+        raise ValueError(f"sigma must be a number or have shape ({len(x)},), got {tuple(level.shape)}")
+    return level.to(x.device, x.dtype).reshape(-1, 1)
+
+
+@contextmanager
+def _initialised_by(generator: torch.Generator | None) -> Iterator[None]:
+    """Draw starting weights from `generator`; without one, from PyTorch's own, as PyTorch's modules do."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,135 @@
+"""The networks: shapes, conditioning, preconditioning, and the parametric denoiser against the exact one."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from molrg import MoLRG, networks
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def small(name: str) -> nn.Module:
+    if name == "mlp":
+        return networks.MLP(12, width=16, depth=2, generator=generator())
+    if name == "unet":
+        return networks.unet(
+            (3, 7, 5), width=8, multipliers=(1, 2), layers_per_block=1, generator=generator()
+        )
+    return networks.SubspaceDenoiser(12, 3, 2, 0.2, generator=generator())
+
+
+DIM = {"mlp": 12, "unet": 105, "subspace": 12}
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """The network with every zero-initialised weight replaced, so that all its parts matter."""
+    draws = generator(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draws), alpha=0.1)
+    return network
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet", "subspace"])
+def test_scalar_and_per_sample_levels_agree(name: str) -> None:
+    network = networks.Preconditioned(randomised(small(name)), 0.7)
+    x = torch.randn(4, DIM[name], generator=generator(1))
+    with torch.no_grad():
+        per_sample = network(x, torch.tensor([0.1, 0.5, 0.5, 2.0]))
+        assert per_sample.shape == x.shape
+        torch.testing.assert_close(per_sample[1:3], network(x, 0.5)[1:3])
+        torch.testing.assert_close(per_sample[3:], network(x[3:], torch.tensor(2.0)))
+        assert (network(x, 0.5) - network(x, 2.0)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet", "subspace"])
+def test_weights_come_from_the_generator_and_nothing_global_moves(name: str) -> None:
+    before = torch.get_rng_state()
+    first, second = small(name).state_dict(), small(name).state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_every_parameter_learns() -> None:
+    for name, dim in DIM.items():
+        network = randomised(small(name))
+        network(torch.randn(3, dim, generator=generator(1)), 0.5).square().sum().backward()
+        for key, parameter in network.named_parameters():
+            assert parameter.grad is not None, (name, key)
+            # A bias that a normalisation over all of its channel's group takes out again may stay at 0.
+            assert key.endswith("bias") or parameter.grad.abs().max() > 0, (name, key)
+
+
+def test_preconditioning_follows_edm() -> None:
+    seen: list[Tensor] = []
+
+    class Inner(nn.Module):
+        def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+            seen.extend([x, noise])
+            return x.sin()
+
+    x, sigma, data = torch.randn(5, 4, generator=generator(1)), 0.8, 0.5
+    output = networks.Preconditioned(Inner(), data)(x, sigma)
+    total = sigma**2 + data**2
+    torch.testing.assert_close(seen[0], x / total**0.5)
+    torch.testing.assert_close(seen[1], torch.tensor([sigma]).log() / 4)
+    expected = data**2 / total * x + sigma * data / total**0.5 * (x / total**0.5).sin()
+    torch.testing.assert_close(output, expected)
+
+
+def test_a_fresh_mlp_starts_at_the_skip_connection() -> None:
+    x = torch.randn(5, 12, generator=generator(1))
+    network = networks.Preconditioned(small("mlp"), 0.5)
+    torch.testing.assert_close(network(x, 0.5), x / 2)
+    assert network.feature_layers == ("network.blocks.0", "network.blocks.1")
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.4, 2.0])
+def test_subspace_denoiser_with_the_true_bases_is_the_posterior_mean(sigma: float) -> None:
+    mixture = MoLRG.orthogonal(3, 2, 12, 0.2, generator=generator())
+    network = networks.SubspaceDenoiser(12, 3, 2, 0.2)
+    with torch.no_grad():
+        network.basis.copy_(torch.cat(mixture.bases, 1))
+        x = torch.randn(20, 12, generator=generator(1))
+        torch.testing.assert_close(network(x, sigma), mixture.posterior_mean(x, sigma))
+    for learned, basis in zip(network.orthonormal_bases(), mixture.bases, strict=True):
+        torch.testing.assert_close(learned @ learned.T, basis @ basis.T)
+
+
+@pytest.mark.parametrize("side", [8, 28, 30])
+def test_unet_takes_any_size(side: int) -> None:
+    network = networks.unet((1, side, side), width=8, layers_per_block=1, generator=generator())
+    x = torch.randn(2, side * side, generator=generator(1))
+    assert network(x, 0.5).shape == x.shape
+    modules = dict(network.named_modules())
+    assert all(name in modules for name in network.feature_layers)
+    assert [name.split(".")[1] for name in network.feature_layers] == [
+        *["down_blocks"] * 3,
+        "mid_block",
+        *["up_blocks"] * 3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda: networks.MLP(0), "dim must be an integer >= 1, got 0"),
+        (lambda: networks.SubspaceDenoiser(4, 3, 2, 0.2), r"3 \* 2 > 4"),
+        (lambda: networks.SubspaceDenoiser(12, 3, 2, 1.2), "delta must lie strictly between 0 and 1"),
+        (lambda: networks.Preconditioned(nn.Identity(), 0.0), "sigma_data must be positive, got 0.0"),
+        (lambda: networks.unet((1, 8, 8), width=12), "multiple of 8, got 12"),
+        (lambda: networks.unet((8, 8)), "shape must be"),  # type: ignore[arg-type]
+        (lambda: networks.unet((1, 8, 8), multipliers=()), "multipliers must hold at least one"),
+        (lambda: small("unet")(torch.zeros(2, 3), 0.1), r"x must have shape \(N, 105\)"),
+        (lambda: small("mlp")(torch.zeros(4, 12), torch.ones(3)), r"shape \(4,\), got \(3,\)"),
+    ],
+)
+def test_wrong_values_are_named(wrong: Callable[[], object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        wrong()
