@@ -1,0 +1,11 @@
+"""Where the compendium lives: found from the package, never from the working directory."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The repository that holds `src/molrg`; the pages are in `ROOT / "book"`."""
+
+
+def page_text(page_id: str) -> Path:
+    """The text of a page, for example `book/theory/snr.md` for `theory/snr`."""
+    return ROOT / "book" / f"{page_id}.md"

@@ -1,0 +1,92 @@
+"""The ledger is validated, and checks report what they find."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from molrg import claims
+from molrg.claims import Checker, CheckFailed, Claim
+
+LEDGER = {
+    "peak": Claim("peak", "The curve has one peak.", "Theorem 1", "theory/snr", "reproduced in part"),
+    "other": Claim("other", "Something else.", "Figure 4", "molrg/angles", "reproduced"),
+}
+
+
+def checker(default: bool = True) -> Checker:
+    return Checker("theory/snr", SimpleNamespace(is_default=default), LEDGER)
+
+
+def test_an_identity_prints_its_bound_and_not_its_value(capsys: pytest.CaptureFixture[str]) -> None:
+    checker().identity("score against autograd", np.array([[3e-17, -2e-12]]), 1e-9)
+    assert capsys.readouterr().out == "holds | score against autograd: difference <= 1e-09\n"
+
+
+@pytest.mark.parametrize("error", [2e-9, -2e-9, float("nan"), [0.0, float("nan")], [0.0, -1.0]])
+@pytest.mark.parametrize("default", [True, False])
+def test_a_broken_identity_stops_the_page_at_any_parameters(error: float, default: bool) -> None:
+    with pytest.raises(CheckFailed, match=r"moments: difference .* exceeds the bound 1e-09"):
+        checker(default).identity("moments", error, 1e-9)
+
+
+def test_a_recorded_verdict_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    checker().claim("peak", "reproduced in part", "peak 271.7 against 411.2")
+    assert capsys.readouterr().out == "reproduced in part | peak: peak 271.7 against 411.2\n"
+
+
+def test_a_change_of_verdict_stops_the_page_at_its_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(
+        CheckFailed, match="recorded verdict is 'reproduced in part', this run finds 'not rep"
+    ):
+        checker().claim("peak", "not reproduced", "no peak")
+    checker(default=False).claim("peak", "not reproduced", "no peak")
+    assert capsys.readouterr().out == "not reproduced | peak: no peak\n"
+
+
+def test_a_claim_of_another_page_or_an_unknown_verdict_is_refused() -> None:
+    with pytest.raises(ValueError, match="no claim 'other' for page theory/snr, only peak"):
+        checker().claim("other", "reproduced", "")
+    with pytest.raises(ValueError, match="verdict 'true' of claim 'peak' is not one of reproduced, "):
+        checker().claim("peak", "true", "")
+
+
+def test_the_ledger_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "claims.yml"
+    path.write_text(
+        "peak:\n  statement: >\n    One\n    peak.\n  source: T\n  page: p\n  verdict: extended\n"
+    )
+    assert claims.load(path) == {"peak": Claim("peak", "One peak.", "T", "p", "extended")}
+    path.write_text("")
+    assert claims.load(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            "{statement: a, source: b, page: c}",
+            "claim 'peak' in claims.yml must have exactly the keys statement",
+        ),
+        ("{statement: a, source: b, page: c, verdict: reproduced, x: 1}", "must have exactly the keys"),
+        (
+            "{statement: a, source: b, page: c, verdict: proved}",
+            "verdict 'proved' is not one of reproduced, ",
+        ),
+        (
+            "{statement: '', source: b, page: c, verdict: reproduced}",
+            "statement must be a text that is not empty",
+        ),
+        (
+            "{statement: 3, source: b, page: c, verdict: reproduced}",
+            "statement must be a text that is not empty",
+        ),
+        ("text", "must have exactly the keys"),
+    ],
+)
+def test_a_faulty_ledger_is_refused(tmp_path: Path, entry: str, message: str) -> None:
+    path = tmp_path / "claims.yml"
+    path.write_text(f"peak: {entry}\n")
+    with pytest.raises(ValueError, match=message):
+        claims.load(path)
