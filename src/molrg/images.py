@@ -230,7 +230,7 @@ def _images(
     def scaled(pictures: np.ndarray) -> Tensor:
         if pictures.ndim == 3:
             pictures = pictures[..., None]
-        first = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+        first = torch.tensor(pictures).permute(0, 3, 1, 2)
         return (first.reshape(len(first), -1).float() / (maximum / 2)).sub_(1)
 
     height, width = train.shape[1:3]
