@@ -1,0 +1,413 @@
+"""Training: what it minimises, and what no interruption, damage or divergence may do to it."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from molrg import MoLRG, checkpoints
+from molrg.networks import MLP, Preconditioned, SubspaceDenoiser
+from molrg.noise import LogNormal, LogUniform
+from molrg.training import Trained, edm_weighting, train, uniform_weighting
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_data() -> Tensor:
+    return torch.randn(64, 6, generator=generator(7))
+
+
+def short_run(path: Path | None = None, steps: int = 60, **changes: Any) -> Trained:
+    """A run with everything that has a state: dropout, averaging, random levels."""
+    network = Preconditioned(MLP(6, width=16, depth=1, dropout=0.2, generator=generator(1)), 1.0)
+    settings: dict[str, Any] = {
+        "batch_size": 8,
+        "lr": 1e-2,
+        "ema": 0.9,
+        "generator": generator(2),
+        "checkpoint_every": 5,
+        "progress": False,
+    } | changes
+    network = settings.pop("denoiser", network)
+    data = settings.pop("data", some_data())
+    sigmas = settings.pop("sigmas", LogNormal())
+    return train(network, data, sigmas, steps=steps, checkpoint=path, **settings)
+
+
+def assert_same(first: Trained, second: Trained) -> None:
+    """Equal bit for bit."""
+    assert torch.equal(first.losses, second.losses)
+    left, right = first.denoiser.state_dict(), second.denoiser.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+# --- what it minimises ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighting", [None, uniform_weighting])
+def test_training_equals_a_plain_loop(weighting: Callable[[Tensor], Tensor] | None) -> None:
+    data, steps, decay = some_data(), 12, 0.8
+    network = Preconditioned(MLP(6, width=16, depth=1, generator=generator(1)), 0.5)
+    trained, losses = train(
+        network,
+        data,
+        [0.1, 1.0],
+        steps=steps,
+        batch_size=8,
+        lr=1e-2,
+        ema=decay,
+        weighting=weighting,
+        generator=generator(2),
+        progress=False,
+    )
+
+    reference = Preconditioned(MLP(6, width=16, depth=1, generator=generator(1)), 0.5)
+    optimizer = torch.optim.Adam(reference.parameters(), lr=1e-2)
+    draws = generator(2)
+    torch.randint(2**62, (), generator=draws)
+    mean = {name: value.clone() for name, value in reference.state_dict().items()}
+    expected = []
+    for step in range(steps):
+        x0 = data[torch.randint(64, (8,), generator=draws)]
+        sigma = torch.tensor([0.1, 1.0])[torch.randint(2, (8,), generator=draws)]
+        x = x0 + sigma[:, None] * torch.randn(8, 6, generator=draws)
+        weight = (sigma**2 + 0.25) / (0.25 * sigma**2) if weighting is None else torch.ones(8)
+        loss = (weight[:, None] * (reference(x, sigma) - x0) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+        keep = min(decay, (1 + step) / (10 + step))
+        mean = {
+            name: keep * mean[name] + (1 - keep) * value for name, value in reference.state_dict().items()
+        }
+    torch.testing.assert_close(losses, torch.tensor(expected, dtype=torch.float64), rtol=1e-4, atol=1e-6)
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, mean[name], rtol=1e-3, atol=1e-5)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_trained_subspace_denoiser_comes_near_the_posterior_mean() -> None:
+    mixture = MoLRG.orthogonal(2, 2, 8, 0.2, generator=generator(3))
+    x0, _ = mixture.sample(2000, generator=generator(4))
+    network = SubspaceDenoiser(8, 2, 2, 0.2, generator=generator(5))
+    trained, _ = train(network, x0, (0.2, 0.5), steps=400, lr=2e-2, generator=generator(6), progress=False)
+    x = x0 + 0.5 * torch.randn(x0.shape, generator=generator(8))
+    best = mixture.posterior_mean(x, 0.5)
+    start = SubspaceDenoiser(8, 2, 2, 0.2, generator=generator(5))
+    with torch.no_grad():
+        gap, before = ((net(x, 0.5) - best).square().mean() for net in (trained, start))
+    assert gap < 0.02 * before
+
+
+class Recorder(nn.Module):
+    """Keeps the levels it is called with; returns NaN at the chosen call."""
+
+    def __init__(self, fail_at: int | None = None, value: float = float("nan")) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.levels: list[Tensor] = []
+        self.fail_at, self.value = fail_at, value
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.levels.append(sigma)
+        return self.scale * x * (self.value if len(self.levels) == self.fail_at else 1.0)
+
+
+@pytest.mark.parametrize("sigmas", [0.3, [0.1, 0.2], LogUniform(0.5, 2.0)])
+def test_the_levels_asked_for_are_those_trained_on(sigmas: Any) -> None:
+    recorder = Recorder()
+    short_run(denoiser=recorder, sigmas=sigmas, steps=20)
+    seen = torch.cat(recorder.levels)
+    assert seen.shape == (160,)
+    if isinstance(sigmas, LogUniform):
+        assert seen.min() >= 0.499
+        assert seen.max() <= 2.001
+        assert len(seen.unique()) > 150
+    else:
+        assert seen.unique().tolist() == pytest.approx([sigmas] if isinstance(sigmas, float) else sigmas)
+
+
+def test_ema_zero_returns_the_last_weights() -> None:
+    network = Preconditioned(MLP(6, width=8, depth=1, generator=generator(1)), 1.0)
+    trained = short_run(denoiser=network, ema=0.0, steps=7).denoiser
+    assert not trained.training
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name])
+
+
+def test_edm_weighting_evens_out_the_levels() -> None:
+    sigma = torch.tensor([0.01, 0.5, 10.0])
+    output = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    torch.testing.assert_close(edm_weighting(0.5)(sigma) * output**2, torch.ones(3))
+
+
+def test_global_random_state_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    short_run(steps=5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_progress_shows_loss_and_device(capsys: pytest.CaptureFixture[str]) -> None:
+    short_run(steps=5, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "training on cpu" in shown.err
+    assert "5/5" in shown.err
+    assert "loss=" in shown.err
+    short_run(steps=5)
+    assert capsys.readouterr() == ("", "")
+
+
+# --- interruptions ----------------------------------------------------------------------------------
+
+
+def test_a_run_continued_from_its_checkpoint_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    path = tmp_path / "läuft weiter" / "run.safetensors"
+    short_run(path, steps=17)
+    assert_same(short_run(path), short_run())
+    # A finished run is loaded, not repeated.
+    assert_same(short_run(path, denoiser=not_to_be_called()), short_run())
+
+
+def not_to_be_called() -> nn.Module:
+    network = Preconditioned(MLP(6, width=16, depth=1, dropout=0.2, generator=generator(1)), 1.0)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a finished run was stepped again")
+
+    network.register_forward_pre_hook(refuse)
+    return network
+
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["molrg.training", "molrg.networks", "safetensors.torch", "tqdm"])
+
+
+def in_child(target: Callable[..., None], *arguments: Any) -> Any:
+    """A started process; forked from one that has imported the library but run nothing."""
+    process = PROCESSES.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def child_run(path: Path, steps: int) -> None:
+    torch.set_num_threads(1)
+    short_run(path, steps=steps)
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_weights(tmp_path: Path) -> None:
+    path, steps, dice = tmp_path / "run.safetensors", 2000, random.Random(0)
+    kills, done = 0, 0
+    for _ in range(4):
+        process = in_child(child_run, path, steps)
+        while process.is_alive() and steps_in(path) == done:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.2))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        done = steps_in(path)
+    assert kills >= 2
+    assert done > 0
+    assert_same(short_run(path, steps=steps), short_run(steps=steps))
+
+
+def steps_in(path: Path) -> int:
+    """Steps in the checkpoint, which is whole at any moment."""
+    return len(checkpoints.load(path)[0]["losses"]) if path.exists() else 0
+
+
+def die_while_writing(path: Path) -> None:
+    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    short_run(path, steps=20)
+
+
+def test_a_killed_write_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    short_run(path, steps=10)
+    before = path.read_bytes()
+    process = in_child(die_while_writing, path)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    (leftover,) = tmp_path.glob(".run.safetensors.*.tmp")
+    old = time.time() - 86_400
+    os.utime(leftover, (old, old))
+    assert_same(short_run(path), short_run())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def fill_the_disk(path: Path, report: Path) -> None:
+    limit = path.stat().st_size // 2 if path.exists() else 1000
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    try:
+        short_run(path, steps=30)
+    except OSError as error:
+        report.write_text(str(error))
+
+
+@pytest.mark.parametrize("written_before", [True, False])
+def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path, written_before: bool) -> None:
+    path, report = tmp_path / "run.safetensors", tmp_path / "report"
+    if written_before:
+        short_run(path, steps=10)
+    process = in_child(fill_the_disk, path, report)
+    process.join(60)
+    told = report.read_text()
+    assert f"cannot write the checkpoint {path}" in told
+    assert ("written there before is intact" if written_before else "None was there before") in told
+    assert sorted(tmp_path.iterdir()) == ([report, path] if written_before else [report])
+    if written_before:
+        assert len(checkpoints.load(path)[0]["losses"]) == 10
+    assert_same(short_run(path), short_run())
+
+
+# --- damage and mix-ups -----------------------------------------------------------------------------
+
+
+def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    short_run(path, steps=5)
+    good = path.read_bytes()
+    dice = random.Random(0)
+    positions = [*range(0, 400, 7), *dice.sample(range(len(good)), 200), len(good) - 1]
+    for position in positions:
+        bad = bytearray(good)
+        bad[position] ^= 1 << dice.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="is damaged: expected SHA-256"):
+            checkpoints.load(path)
+    for length in [0, 5, 100, len(good) // 2, len(good) - 1]:
+        path.write_bytes(good[:length])
+        with pytest.raises(ValueError, match="is damaged") as caught:
+            short_run(path)
+        assert str(path) in str(caught.value)
+        assert "Delete it to train from the start" in str(caught.value)
+    path.write_bytes(good)
+    assert_same(short_run(path), short_run())
+
+
+def test_a_checkpoint_is_a_safetensors_file_and_holds_what_was_saved(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    path = tmp_path / "some.safetensors"
+    shared = torch.arange(6.0).reshape(2, 3)
+    tensors = {"a": shared, "b": shared, "flipped": shared.T, "count": torch.tensor(3)}
+    checkpoints.save(path, tensors, {"note": "ü"})
+    loaded, metadata = checkpoints.load(path)
+    assert metadata["note"] == "ü"
+    for read in (loaded, load_file(path)):
+        assert read.keys() == tensors.keys()
+        assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr": 2e-2}, r"lr \(0.01 there, 0.02 here\)"),
+        ({"batch_size": 9}, "batch_size"),
+        ({"sigmas": 0.5}, r"sigmas \(LogNormal"),
+        ({"weighting": uniform_weighting}, "weighting"),
+        ({"data": torch.zeros(64, 6)}, "data"),
+        ({"generator": generator(3)}, "generator"),
+        (
+            {"denoiser": Preconditioned(MLP(6, width=16, depth=1, dropout=0.2, generator=generator(9)), 1.0)},
+            "starting weights",
+        ),
+        ({"denoiser": Preconditioned(MLP(6, width=16, depth=1, generator=generator(1)), 1.0)}, "network"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    path = tmp_path / "run.safetensors"
+    short_run(path, steps=5)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"of another run; different are: {named}") as caught:
+        short_run(path, **changes)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_fewer_steps_than_the_checkpoint_holds_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    short_run(path, steps=10)
+    with pytest.raises(ValueError, match="steps must be at least 10"):
+        short_run(path, steps=9)
+
+
+# --- divergence -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("fail_at", [1, 37, 60])
+def test_the_first_loss_that_is_not_finite_stops_the_run(tmp_path: Path, fail_at: int, value: float) -> None:
+    path = tmp_path / "run.safetensors"
+    recorder = Recorder(fail_at, value)
+    with pytest.raises(FloatingPointError, match=f"at step {fail_at} of 60,") as caught:
+        short_run(path, denoiser=recorder)
+    low, high = (bound.item() for bound in recorder.levels[fail_at - 1].aminmax())
+    assert f"sigma = {low:.4g} to {high:.4g}" in str(caught.value)
+    good = 5 * ((fail_at - 1) // 5)
+    if good:
+        assert f"Last good checkpoint: {path} at step {good}." in str(caught.value)
+        state, _ = checkpoints.load(path)
+        assert len(state["losses"]) == good
+        assert state["network.scale"].isfinite()
+    else:
+        assert "Last good checkpoint: none was written." in str(caught.value)
+        assert not path.exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Overflow(Recorder):
+        """Its loss is finite where its gradient is not."""
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            self.levels.append(sigma)
+            return x + ((self.scale - 1).abs().sqrt() if len(self.levels) == 10 else self.scale * 0)
+
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(FloatingPointError, match="weights are not finite after step 10") as caught:
+        short_run(path, denoiser=Overflow(), steps=10)
+    assert f"{path} at step 5" in str(caught.value)
+    assert len(checkpoints.load(path)[0]["losses"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
+        ({"sigmas": [0.1, -0.1]}, "positive"),
+        ({"data": torch.zeros(4, 1, 2, 3)}, "flatten images"),
+        ({"data": torch.zeros(4, 6, dtype=torch.int64)}, "floating point"),
+        ({"data": torch.full((4, 6), float("nan"))}, "data must be finite"),
+        ({"denoiser": nn.Identity()}, "no parameters to train"),
+    ],
+)
+def test_wrong_values_are_named(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        short_run(**changes)
+
+
+def test_checkpoint_metadata_names_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    short_run(path, steps=5)
+    run = json.loads(checkpoints.load(path)[1]["run"])
+    assert (run["lr"], run["sigmas"]) == ("0.01", "LogNormal(mean=-1.2, std=1.2)")
