@@ -1,0 +1,474 @@
+"""Stored results: what took long to compute is computed once, and never shown as something that it is not.
+
+    record = results.load_or_compute(parametric_network.run, {"num_classes": 3}, witness={"num_classes": 2})
+    record.value, record.provenance, record.stale
+
+A result is a small JSON file, `results/<module>/<key>.json`, whose key is a digest of the parameters. It
+holds the value, where it comes from, a witness (the outcome of a small run of the same code), and a checksum
+over all of it. A result made by other code than the present is stale: it is loaded, and shows itself as such.
+
+    python -m molrg.results status        # which results are stale or damaged; fails if one is
+    python -m molrg.results revalidate    # carry forward stale ones whose witness the present code repeats
+    python -m molrg.results recompute     # compute the stale ones again
+"""
+
+import argparse
+import base64
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import html
+import importlib
+import inspect
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molrg import digest
+from molrg.files import write_atomically
+from molrg.paths import ROOT
+
+FORMAT = 1
+LARGEST = 1_000_000
+"""Largest stored result in bytes: results are committed, so they are to stay small."""
+
+Function = Callable[..., dict[str, Any]]
+
+
+class DamagedResult(ValueError):
+    """A stored result is not, byte for byte, what was written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result and where it comes from.
+
+    `value` is what the function returned. `provenance` holds `parameters`, `code` (digest), `device`,
+    `versions`, `date`, `seconds`, `checksum` and `carried` (how later code came to vouch for it). `stale`
+    tells whether code other than the present made it. `path` is its file.
+    """
+
+    value: dict[str, Any]
+    provenance: dict[str, Any]
+    stale: bool
+    path: Path
+
+    def show(self) -> "Provenance":
+        """The line of provenance that stands below each figure that uses this result."""
+        return Provenance(self)
+
+
+class Provenance:
+    """One line for the reader, with a banner where the result is stale; a display object (HTML and text)."""
+
+    def __init__(self, record: Record):
+        made, self.stale = record.provenance, record.stale
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        self.text = (
+            f"Stored result {record.path.parent.name}/{record.path.name}: computed on {made['date'][:10]} "
+            f"on {made['device']} in {_duration(made['seconds'])}; {versions}; code {made['code'][:10]}, "
+            f"content {made['checksum'][:10]}."
+        )
+        for step in made["carried"]:
+            self.text += (
+                f" Carried forward to code {step['code'][:10]} on {step['date'][:10]}, which repeats the "
+                f"witness within {step['tolerance']:g}."
+            )
+
+    def __repr__(self) -> str:
+        return ("STALE: made by other code than the present. " if self.stale else "") + self.text
+
+    def _repr_html_(self) -> str:
+        banner = ""
+        if self.stale:
+            banner = (
+                '<strong class="stale" style="color:#b00020;border:2px solid #b00020;padding:.1em .5em">'
+                "STALE: this result was made by other code than the present</strong> "
+            )
+        return f'<p class="provenance">{banner}<small>{html.escape(self.text)}</small></p>'
+
+
+def results_folder() -> Path:
+    """Where results are stored: `MOLRG_RESULTS`, or `results` in the repository."""
+    return Path(os.environ.get("MOLRG_RESULTS") or ROOT / "results").resolve()
+
+
+def load_or_compute(
+    function: Function, parameters: Mapping[str, Any], *, witness: Mapping[str, Any], tolerance: float = 1e-3
+) -> Record:
+    """The stored result of `function(**parameters, workdir=...)`; computed and stored where there is none.
+
+    `function` is a module-level function of the package that returns a dictionary of numbers, texts, lists,
+    dictionaries and NumPy arrays. `workdir` is a private folder for its checkpoints: a run that was killed
+    goes on from there. Of two processes that ask for the same result, one computes and the other waits.
+    `witness` is a set of parameters with which the function takes seconds, computed and stored beside the
+    result; `tolerance` is the error, relative to max(1, |number|), within which later code must repeat it.
+
+    Raises `TypeError` for parameters that the function does not take, `DamagedResult` for a stored file whose
+    content changed, and `OSError` where the result cannot be written; nothing is then overwritten.
+    """
+    parameters, witness = _complete(function, parameters), _complete(function, witness)
+    code = digest.of_function(function)
+    path = _path(function, parameters)
+    if not path.exists():
+        with _locked(path):
+            if not path.exists():
+                _compute(function, parameters, witness, tolerance, path, code)
+    record = load(path)
+    _note_use(path)
+    return record
+
+
+def load(path: Path) -> Record:
+    """Read one stored result.
+
+    Raises `FileNotFoundError`, and `DamagedResult` for a file with as little as one changed byte.
+    """
+    content = _read(path)
+    made = content["provenance"]
+    vouched = made["carried"][-1]["code"] if made["carried"] else made["code"]
+    stale = vouched != _present_code(content["function"])
+    provenance = {**made, "parameters": content["parameters"], "checksum": content["sha256"]}
+    return Record(_decode(content["value"]), provenance, stale, path)
+
+
+def stored() -> list[Path]:
+    """The files of all stored results, in alphabetical order."""
+    return sorted(results_folder().glob("*/*.json"))
+
+
+def revalidate(path: Path) -> float:
+    """Carry a stale result forward: run its witness with the present code and compare.
+
+    Returns the largest error, relative to max(1, |number|). The file then names the present code as one that
+    vouches for the result, in `provenance["carried"]`; the code that made it stays on record. A fresh result
+    is left alone. Raises `ValueError`, and changes nothing, where the witness comes out differently.
+    """
+    content = _read(path)
+    if not load(path).stale:
+        return 0.0
+    function = _function(content["function"])
+    witness = content["witness"]
+    with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
+        again = function(**_complete(function, witness["parameters"]), workdir=Path(folder))
+    error = _difference(_decode(witness["value"]), _decode(_encode(again)))
+    if not error <= witness["tolerance"]:
+        raise ValueError(
+            f"{path}: the present code does not repeat its witness (error {error:.2g}, tolerance "
+            f"{witness['tolerance']:g}); compute it again: python -m molrg.results recompute {path}"
+        )
+    step = {"code": digest.of_function(function), "date": _today(), "tolerance": witness["tolerance"]}
+    content["provenance"]["carried"].append(step)
+    content["parameters"] = _complete(function, content["parameters"])
+    with _locked(path):
+        moved = _path(function, content["parameters"])  # a new parameter with a default changes the key
+        _write(moved, content)
+        if moved != path:
+            path.unlink()
+    return error
+
+
+def recompute(path: Path) -> Record:
+    """Compute a stored result again with the present code, and replace it once that is done."""
+    content = _read(path)
+    function = _function(content["function"])
+    witness = content["witness"]
+    parameters = _complete(function, content["parameters"])
+    with _locked(path):
+        _compute(
+            function,
+            parameters,
+            _complete(function, witness["parameters"]),
+            witness["tolerance"],
+            _path(function, parameters),
+            digest.of_function(function),
+        )
+    return load(_path(function, parameters))
+
+
+@contextlib.contextmanager
+def listed() -> Iterator[set[str]]:
+    """Collect the results used meanwhile, by this process and those that it starts.
+
+    Yields a set that holds, at the end, their paths relative to the results folder.
+    """
+    used: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
+        notes = Path(folder, "used")
+        before = os.environ.get(_NOTES)
+        os.environ[_NOTES] = str(notes)
+        try:
+            yield used
+        finally:
+            os.environ.pop(_NOTES)
+            if before is not None:
+                os.environ[_NOTES] = before
+            if notes.exists():
+                used.update(notes.read_text(encoding="utf-8").splitlines())
+
+
+_NOTES = "MOLRG_USED_RESULTS"
+
+
+def _note_use(path: Path) -> None:
+    if notes := os.environ.get(_NOTES):
+        with Path(notes).open("a", encoding="utf-8") as file:
+            file.write(path.relative_to(results_folder()).as_posix() + "\n")
+
+
+def _compute(
+    function: Function,
+    parameters: dict[str, Any],
+    witness: dict[str, Any],
+    tolerance: float,
+    path: Path,
+    code: str,
+) -> None:
+    """Run the function and its witness and store both; the caller holds the lock."""
+    workdir = results_folder() / ".work" / path.parent.name / f"{path.stem}-{code[:8]}"
+    for part in ("witness", "run"):
+        (workdir / part).mkdir(parents=True, exist_ok=True)
+    small = _encode(dict(function(**witness, workdir=workdir / "witness")))
+    start = time.monotonic()
+    value = _encode(dict(function(**parameters, workdir=workdir / "run")))
+    seconds = time.monotonic() - start
+    content = {
+        "format": FORMAT,
+        "function": f"{function.__module__}.{function.__qualname__}",
+        "parameters": parameters,
+        "value": value,
+        "witness": {"parameters": witness, "value": small, "tolerance": tolerance},
+        "provenance": {
+            "code": code,
+            "device": _device(),
+            "versions": _versions(),
+            "date": _today(),
+            "seconds": round(seconds, 1),
+            "carried": [],
+        },
+    }
+    _write(path, content)
+    shutil.rmtree(workdir)
+
+
+def _complete(function: Function, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with the function's defaults filled in, as plain JSON: the same call, the same key."""
+    signature = inspect.signature(function)
+    if "workdir" not in signature.parameters:
+        raise TypeError(f"{function.__qualname__} must take `workdir`, a folder for its checkpoints")
+    try:
+        bound = signature.bind(**parameters, workdir=None)
+    except TypeError as error:
+        known = ", ".join(name for name in signature.parameters if name != "workdir")
+        raise TypeError(f"{function.__qualname__}: {error}; its parameters are {known}") from None
+    bound.apply_defaults()
+    return {name: _plain(value, name) for name, value in bound.arguments.items() if name != "workdir"}
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, name) for key, item in value.items()}
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 1.0 and 1 are one value
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise TypeError(f"parameter {name} = {value!r} must be a finite number, text, list, dictionary or None")
+
+
+def _path(function: Function, parameters: Mapping[str, Any]) -> Path:
+    key = hashlib.sha256(_canonical(parameters)).hexdigest()[:16]
+    return results_folder() / function.__module__.rpartition(".")[2] / f"{key}.json"
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    """The one way to write a content as JSON, so that bytes can be compared."""
+    text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    content = {key: value for key, value in content.items() if key != "sha256"}
+    content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+    written = _canonical(content)
+    if len(written) > LARGEST:
+        raise ValueError(
+            f"the result for {path} takes {len(written):,} bytes, more than {LARGEST:,}: return less"
+        )
+    for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a run that was killed here
+        leftover.unlink()
+    write_atomically(path, written)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    written = path.read_bytes()
+    try:
+        content = json.loads(written)
+        unsigned = {key: value for key, value in content.items() if key != "sha256"}
+        intact = content["sha256"] == hashlib.sha256(_canonical(unsigned)).hexdigest()
+        intact = intact and written == _canonical(content)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedResult(
+            f"stored result {path} is damaged: its checksum does not fit its content. Restore it with "
+            f"`git checkout -- {path}`, or delete it to compute it again"
+        )
+    if content["format"] != FORMAT:
+        raise ValueError(f"stored result {path} has format {content['format']}; this code reads {FORMAT}")
+    return content
+
+
+def _encode(value: Any) -> Any:
+    """A value as plain JSON: arrays as their bytes, and numbers that are not finite as text."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"a result may hold arrays of numbers, not of {value.dtype}")
+        data = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+        text = base64.b64encode(data.tobytes()).decode("ascii")
+        return {"__array__": text, "dtype": str(value.dtype.newbyteorder("=")), "shape": list(value.shape)}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"a result's dictionaries must have texts as keys; found {list(value)!r}")
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"__float__": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(
+        f"a result may hold numbers, texts, lists, dictionaries and NumPy arrays, not {type(value)}"
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"__array__", "dtype", "shape"}:
+        data = np.frombuffer(
+            base64.b64decode(value["__array__"]), dtype=np.dtype(value["dtype"]).newbyteorder("<")
+        )
+        return data.astype(value["dtype"]).reshape(value["shape"])
+    if set(value) == {"__float__"}:
+        return float(value["__float__"])
+    return {key: _decode(item) for key, item in value.items()}
+
+
+def _difference(old: Any, new: Any) -> float:
+    """Largest |new - old| / max(1, |old|) over all numbers; infinite where anything else differs."""
+    if isinstance(old, dict) and isinstance(new, dict) and set(old) == set(new):
+        return max((_difference(old[key], new[key]) for key in old), default=0.0)
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return max((_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+    numbers = (int, float, np.ndarray)
+    if isinstance(old, numbers) and isinstance(new, numbers) and np.shape(old) == np.shape(new):
+        a, b = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        with np.errstate(invalid="ignore"):
+            error = np.where(same, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(a)))
+        return float(np.max(np.where(np.isnan(error), np.inf, error), initial=0.0))
+    return 0.0 if type(old) is type(new) and bool(np.all(old == new)) else math.inf
+
+
+def _function(name: str) -> Function:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _present_code(name: str) -> str | None:
+    """Digest of a function's present code; None where it is gone."""
+    try:
+        return digest.of_function(_function(name))
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of one result; the system releases it when the process ends, however it ends."""
+    lock = results_folder() / ".work" / path.parent.name / f"{path.stem}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"CPU ({model}, {os.cpu_count()} cores)"
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m molrg.results", description=__doc__.partition("\n")[0])
+    parser.add_argument("command", choices=["status", "revalidate", "recompute"])
+    parser.add_argument("path", nargs="*", type=Path, help="files of results; by default all that are stored")
+    given = parser.parse_args(arguments)
+    failed = 0
+    for path in [p.resolve() for p in given.path] or stored():
+        try:
+            stale = load(path).stale
+            if not stale:
+                outcome = "fresh"
+            elif given.command == "revalidate":
+                outcome = f"carried forward, error {revalidate(path):.1e}"
+            elif given.command == "recompute":
+                recompute(path)
+                outcome = "computed again"
+            else:
+                outcome = "STALE: run `make revalidate`, or python -m molrg.results recompute"
+                failed = 1
+        except (OSError, ValueError, TypeError) as error:
+            outcome, failed = f"FAILED: {error}", 1
+        print(
+            f"{path.parent.name}/{path.name}: {outcome}",
+            file=sys.stderr if "FAILED" in outcome else sys.stdout,
+        )
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
