@@ -1,0 +1,164 @@
+"""Features: all layers from one pass, equal to the activations themselves, and nothing left behind."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from molrg import features
+from molrg.networks import MLP, Preconditioned, SubspaceDenoiser, unet
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network() -> Preconditioned:
+    return Preconditioned(MLP(6, width=16, depth=3, dropout=0.5, generator=generator()), 1.0)
+
+
+def points(n: int = 11, dim: int = 6) -> Tensor:
+    return torch.randn(n, dim, generator=generator(1))
+
+
+def hooks(module: nn.Module) -> int:
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 512])
+@pytest.mark.parametrize("sigma", [0.3, torch.linspace(0.1, 1.0, 11)])
+def test_features_are_the_activations(batch_size: int, sigma: float | Tensor) -> None:
+    denoiser, x = network(), points()
+    found = features.extract(denoiser, x, sigma, batch_size=batch_size)
+    assert list(found) == ["network.blocks.0", "network.blocks.1", "network.blocks.2"]
+    denoiser.eval()
+    with torch.no_grad():
+        level = torch.as_tensor(sigma).reshape(-1, 1)
+        inner = denoiser.network
+        assert isinstance(inner, MLP)
+        embedded = inner.embed(level.log() / 4)
+        h = inner.first(x / (1 + level**2).sqrt())
+        for block, values in zip(inner.blocks, found.values(), strict=True):
+            h = block(h, embedded)
+            torch.testing.assert_close(values, h)
+
+
+def test_one_pass_a_batch() -> None:
+    denoiser, calls = network(), []
+    handle = denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+    names = [name for name, _ in denoiser.named_modules() if name and name != "network.blocks"]
+    found = features.extract(denoiser, points(), 0.3, [*names, "denoised"], batch_size=4)
+    assert len(calls) == 3
+    assert list(found) == [*names, "denoised"]
+    assert all(len(values) == 11 for values in found.values())
+    handle.remove()
+    with torch.no_grad():
+        torch.testing.assert_close(found["denoised"], denoiser.eval()(points(), 0.3))
+
+
+def test_maps_and_tokens_are_averaged_over_positions() -> None:
+    denoiser = unet((2, 8, 8), width=8, multipliers=(1, 2), layers_per_block=1, generator=generator())
+    x = points(5, 128)
+    found = features.extract(denoiser, x, 0.3, batch_size=2)
+    shapes = {name: tuple(values.shape) for name, values in found.items()}
+    assert shapes == {
+        "model.down_blocks.0": (5, 8),
+        "model.down_blocks.1": (5, 16),
+        "model.mid_block": (5, 16),
+        "model.up_blocks.0": (5, 16),
+        "model.up_blocks.1": (5, 8),
+    }
+    full = features.extract(denoiser, x, 0.3, ["model.mid_block"], reduce=lambda a: a.flatten(1))
+    assert full["model.mid_block"].shape == (5, 16 * 16)
+    averaged = full["model.mid_block"].reshape(5, 16, 16).mean(2)
+    torch.testing.assert_close(found["model.mid_block"], averaged)
+    torch.testing.assert_close(
+        features.spatial_mean(torch.arange(6.0).reshape(1, 3, 2)), torch.tensor([[2.0, 3.0]])
+    )
+
+
+def test_kept_activations_are_safe_from_work_in_place() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, sigma: float) -> Tensor:
+            return self.first(x).mul_(0)
+
+    denoiser = InPlace()
+    found = features.extract(denoiser, points(), 0.3, ["first"])
+    torch.testing.assert_close(found["first"], denoiser.first(points()).detach())
+
+
+def test_mode_and_hooks_are_restored() -> None:
+    denoiser = network()
+    denoiser.network.eval()
+    modes = [part.training for part in denoiser.modules()]
+    features.extract(denoiser, points(), 0.3)
+    assert [part.training for part in denoiser.modules()] == modes
+    assert hooks(denoiser) == 0
+
+    class Broken(RuntimeError):
+        pass
+
+    def fail(*_: object) -> None:
+        assert hooks(denoiser) > 1
+        raise Broken
+
+    handle = denoiser.network.register_forward_pre_hook(fail)
+    with pytest.raises(Broken):
+        features.extract(denoiser, points(), 0.3)
+    handle.remove()
+    assert hooks(denoiser) == 0
+    assert [part.training for part in denoiser.modules()] == modes
+
+
+def test_a_stream_half_read_leaves_nothing_behind() -> None:
+    denoiser = network()
+    batches = features.stream(denoiser, points(), 0.3, batch_size=4)
+    rows, batch = next(batches)
+    assert (rows, hooks(denoiser), denoiser.training) == (slice(0, 4), 0, True)
+    torch.testing.assert_close(
+        batch["network.blocks.1"], features.extract(denoiser, points(), 0.3)["network.blocks.1"][:4]
+    )
+    assert [rows.stop for rows, _ in batches] == [8, 11]
+
+
+def test_features_carry_no_gradient_and_leave_x_alone() -> None:
+    x = points()
+    found = features.extract(network(), x, 0.3)
+    assert not any(values.requires_grad for values in found.values())
+    assert torch.equal(x, points())
+
+
+def test_default_layers_of_any_module() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(6, 6)
+            self.stages = nn.ModuleList([nn.ModuleList([nn.Identity()]), nn.Identity()])
+
+    assert features.default_layers(Plain()) == ("stages.0", "stages.1")
+    with pytest.raises(ValueError, match="choose layers from: denoised"):
+        features.default_layers(SubspaceDenoiser(6, 2, 2, 0.2))
+
+
+def test_wrong_values_are_named() -> None:
+    denoiser = network()
+    with pytest.raises(
+        ValueError, match=re.escape("unknown layers ['blocks.0']; valid ones: network, ")
+    ) as caught:
+        features.extract(denoiser, points(), 0.3, ["network.blocks.1", "blocks.0"])
+    assert "network.blocks.0" in str(caught.value)
+    assert "denoised" in str(caught.value)
+    with pytest.raises(ValueError, match=r"does not run the layers \['network.blocks'\]"):
+        features.extract(denoiser, points(), 0.3, ["network.blocks"])
+    with pytest.raises(ValueError, match=r"shape \(11,\), got \(3,\)"):
+        features.stream(denoiser, points(), torch.ones(3))
+    with pytest.raises(ValueError, match="batch_size must be an integer >= 1, got 0"):
+        features.extract(denoiser, points(), 0.3, batch_size=0)
+    with pytest.raises(ValueError, match="x must have shape"):
+        features.extract(denoiser, points(dim=6)[0], 0.3)
+    assert hooks(denoiser) == 0
