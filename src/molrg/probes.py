@@ -19,7 +19,7 @@ CHUNK_ELEMENTS = 2**26
 """Bound on the elements of one chunk's working copy of the features (256 MB in float32)."""
 
 _HISTORY = 10  # pairs that L-BFGS remembers
-_CURVATURE_ROWS = 2048  # samples that estimate the feature covariance for the preconditioner
+_FLOOR = 1e-4  # least curvature that the preconditioner assumes, against nearly dependent features
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def fit_logistic(
     features (P, N, D) floating point, labels (N,) or (P, N) integers in [0, num_classes); l2 > 0, a number
     or (P,). num_classes defaults to the largest label plus one.
 
-    Method. L-BFGS starts from the inverse of the Hessian at W = 0, Sigma/K + l2 I, with the feature
-    covariance Sigma taken from a subset of the samples. The logits are linear along a search direction, so
+    Method. L-BFGS starts from the inverse of the Hessian at W = 0, Sigma/K + l2 I with the covariance Sigma
+    of the standardised features. The logits are linear along a search direction, so
     that a step costs two matrix products whatever its line search does, which is Newton's method in one
     dimension.
 
@@ -200,10 +200,8 @@ def _solve(
     penalty = l2[:, None, None].expand(-1, 1, dim).clone()
     penalty[..., -1] = 0
 
-    rows = inputs[:, :: max(1, samples // _CURVATURE_ROWS)]
-    hessian = rows.mT @ rows / (rows.shape[1] * num_classes)
-    # A floor keeps the factorisation exact enough in float32 where features are linearly dependent.
-    hessian.diagonal(dim1=1, dim2=2).add_(penalty[:, 0] + 1e-6)
+    hessian = inputs.mT @ inputs / (samples * num_classes)
+    hessian.diagonal(dim1=1, dim2=2).add_(penalty[:, 0] + _FLOOR)
     preconditioner = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
 
     def gradient(theta: Tensor, logits: Tensor) -> Tensor:
