@@ -8,6 +8,7 @@ numbers keep four significant digits and data sets are named by their content.
 import base64
 import hashlib
 import html
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 2, 1, 2, 1, 2], [1,
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "stroke")
 """Point shapes: the second channel beside colour."""
 
+VEGA_LITE = "6.4"
 MIME = "application/vnd.vegalite.v6+json"
 HEIGHT = 300
 _PNG_WIDTH = 640
@@ -64,12 +66,16 @@ class Figure:
         self.description = description
 
     def png(self, scale: float = 1.5) -> bytes:
-        """The chart as a PNG, 640 pixels wide before scaling, on white."""
+        """The chart as a PNG on white, 640 pixels wide before scaling; 128 colours keep it small."""
         import vl_convert
+        from PIL import Image
 
         fixed = _with_width(self.spec, _PNG_WIDTH)
         fixed["config"] = fixed["config"] | {"background": "white"}
-        return vl_convert.vegalite_to_png(fixed, scale=scale, vl_version="6.4")
+        drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(fixed, scale=scale, vl_version=VEGA_LITE)))
+        small = io.BytesIO()
+        drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        return small.getvalue()
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         return {
@@ -152,22 +158,18 @@ def curves(
     return altair.layer(*layers)
 
 
-def html_figure(spec: Mapping[str, Any], png: str | None = None) -> str:
+def html_figure(spec: Mapping[str, Any]) -> str:
     """The HTML that the book shows for a figure: an inert specification, which a script of the book draws.
 
-    `png` (base64) is what a reader without JavaScript sees. The element's id is a digest of its content.
+    The element's id is a digest of its content.
     """
     text = json.dumps(spec, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     name = "chart-" + hashlib.sha256(text.encode()).hexdigest()[:12]
     alt = html.escape(spec["description"], quote=True)
-    fallback = ""
-    if png:
-        picture = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
-        fallback = f"<noscript>{picture}</noscript>"
     inert = text.replace("<", "\\u003c")  # no `</script>` can end the element early
     return (
         f'<div class="chart" id="{name}"><div class="chart-view" role="img" aria-label="{alt}"></div>'
-        f'<script type="application/json">{inert}</script>{fallback}</div>'
+        f'<script type="application/json">{inert}</script></div>'
     )
 
 
@@ -183,7 +185,7 @@ class MystRenderer:
             return None
         from docutils import nodes
 
-        return [nodes.raw(text=html_figure(data.content), format="html", classes=["output"])]
+        return [nodes.raw("", html_figure(data.content), format="html", description=data.content["description"])]
 
 
 def _altair_dict(chart: Any) -> dict[str, Any]:
