@@ -145,7 +145,7 @@ def curves(
         shape = {"shape": channel(altair.Shape, SHAPES)}
 
     level = altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False))
-    scale = altair.Scale(type=y_scale, zero=False)
+    scale = altair.Scale(type=y_scale) if y_scale == "log" else altair.Scale(type=y_scale, zero=False)
     value = altair.Y(y, type="quantitative", title=y_title or y, scale=scale)
     base = altair.Chart(altair.Data(values=rows)).encode(x=level, **colour)
     layers = [base.mark_line().encode(y=value, **dash)]
@@ -185,7 +185,8 @@ class MystRenderer:
             return None
         from docutils import nodes
 
-        return [nodes.raw("", html_figure(data.content), format="html", description=data.content["description"])]
+        spec = data.content
+        return [nodes.raw("", html_figure(spec), format="html", description=spec["description"])]
 
 
 def _altair_dict(chart: Any) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Provenance:
         banner = ""
         if self.stale:
             banner = (
-                '<strong class="stale" style="color:#b00020;border:2px solid #b00020;padding:.1em .5em">'
+                '<strong class="stale" style="color:#fff;background:#b00020;padding:.1em .5em">'
                 "STALE: this result was made by other code than the present</strong> "
             )
         return f'<p class="provenance">{banner}<small>{html.escape(self.text)}</small></p>'
