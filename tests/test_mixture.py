@@ -1,6 +1,7 @@
 """The mixture against dense float64 algebra, autograd, and identities."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from molrg import MoLRG
+from molrg.arguments import Levels
 
 LEVELS = torch.tensor([1e-3, 0.03, 0.4, 2.0, 20.0], dtype=torch.float64)
 
@@ -225,13 +227,11 @@ def test_rotation_and_permutation(
     order = torch.randperm(len(ranks), generator=generator(seed))
     permuted = MoLRG([bases[k] for k in order], delta, priors[order], background)
     mean = mixture.posterior_mean(x, sigma)
-    scale = {"rtol": 1e-7, "atol": 1e-9}
-    torch.testing.assert_close(rotated.posterior_mean(x @ rotation.T, sigma), mean @ rotation.T, **scale)
-    torch.testing.assert_close(permuted.posterior_mean(x, sigma), mean, **scale)
-    torch.testing.assert_close(
-        permuted.posterior_weights(x, sigma), mixture.posterior_weights(x, sigma)[:, order], **scale
-    )
-    torch.testing.assert_close(rotated.log_prob(x @ rotation.T, sigma), mixture.log_prob(x, sigma), **scale)
+    close = partial(torch.testing.assert_close, rtol=1e-7, atol=1e-9)
+    close(rotated.posterior_mean(x @ rotation.T, sigma), mean @ rotation.T)
+    close(permuted.posterior_mean(x, sigma), mean)
+    close(permuted.posterior_weights(x, sigma), mixture.posterior_weights(x, sigma)[:, order])
+    close(rotated.log_prob(x @ rotation.T, sigma), mixture.log_prob(x, sigma))
 
 
 def test_dtypes_mix() -> None:
@@ -246,7 +246,8 @@ def test_dtypes_mix() -> None:
 def test_shapes_and_kinds_of_sigma() -> None:
     mixture = MIXTURES["orthogonal"]
     x = points(mixture, 0.5, n=4)
-    for sigma in (0.5, 1, np.float32(0.5), torch.tensor(0.5)):
+    scalars: list[Levels] = [0.5, 1, np.float64(0.5), torch.tensor(0.5)]
+    for sigma in scalars:
         assert mixture.posterior_mean(x, sigma).shape == (4, 8)
         assert mixture.log_prob(x, sigma).shape == (4,)
     for levels in ([0.5, 1], np.array([0.5, 1]), torch.tensor([0.5, 1])):
@@ -306,9 +307,9 @@ def test_wrong_inputs() -> None:
     for sigma in (0.0, -1.0, float("nan"), float("inf"), [0.5, 0]):
         with pytest.raises(ValueError, match="sigma must be finite and positive"):
             mixture.log_prob(x, sigma)
-    for sigma in ([[0.5]], []):
+    for shape in (torch.ones(1, 1), torch.ones(0)):
         with pytest.raises(ValueError, match="sigma must be a positive number or a non-empty 1-D array"):
-            mixture.log_prob(x, sigma)
+            mixture.log_prob(x, shape)
     with pytest.raises(ValueError, match="sigma must be a positive number or a 1-D array"):
         mixture.log_prob(x, "much")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"labels must have shape \(3,\) and values 0 ... 2"):

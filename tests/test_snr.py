@@ -242,7 +242,7 @@ def test_dimension_enters_only_with_complement_and_residual() -> None:
         {"background": "complement", "denominator": "residual", "dim": 10},
         {"denominator": "classes", "dim": 99},
     ):
-        torch.testing.assert_close(snr.exact(2, 5, 0.2, [0.3, 0.5], **arguments), same)  # type: ignore[arg-type]
+        torch.testing.assert_close(snr.exact(2, 5, 0.2, [0.3, 0.5], **arguments), same)
 
 
 @settings(max_examples=30, deadline=None)
