@@ -80,7 +80,7 @@ def copy_libraries(app: Sphinx) -> None:
 
 
 class PicturesBesideCharts(SphinxPostTransform):
-    """Keep a chart's PNG beside it, for readers without scripts; runs before myst-nb selects one of the two."""
+    """Keep a chart's PNG beside it for readers without scripts; runs before myst-nb selects one."""
 
     default_priority = 3
     formats = ("html",)

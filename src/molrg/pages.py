@@ -94,7 +94,7 @@ def problems(page: str) -> list[str]:
         notebook = nbformat.read(path, as_version=4)
     except (ValueError, nbformat.reader.NotJSONError) as error:
         return [f"{name}: its notebook cannot be read ({error}): {_REBUILD}"]
-    found = [f"{name}: {fault}: {_REBUILD}" for fault in _faults(notebook)]
+    found = [f"{name}: {fault}: {_REBUILD}" for fault in faults(notebook)]
     record = notebook.metadata.get("molrg", {})
     try:
         now = _digest(page, record.get("results", []))
@@ -145,13 +145,14 @@ def _run(page: str, source: Any) -> Any:
 
 
 def _check_outputs(page: str, notebook: Any) -> None:
-    faults = list(_faults(notebook))
-    faults += [f"writes to stderr: {o.text}" for o in _outputs(notebook) if o.get("name") == "stderr"]
-    if faults:
-        raise PageError(f"page {page}: " + "; ".join(faults))
+    found = list(faults(notebook))
+    found += [f"writes to stderr: {o.text}" for o in _outputs(notebook) if o.get("name") == "stderr"]
+    if found:
+        raise PageError(f"page {page}: " + "; ".join(found))
 
 
-def _faults(notebook: Any) -> Iterator[str]:
+def faults(notebook: Any) -> Iterator[str]:
+    """What shows that an executed notebook failed, did not run to its end, or was cleared."""
     if notebook.metadata.get("papermill", {}).get("exception"):
         yield "papermill reports an exception"
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -229,10 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 else:
                     print(f"up to date {page}")
             return 0
-        faults = {page: problems(page) for page in page_ids()}
-        for page, found in faults.items():
+        unfit = False
+        for page in page_ids():
+            found = problems(page)
+            unfit = unfit or bool(found)
             print("\n".join(found) or f"up to date: page {page}")
-        return 1 if any(faults.values()) else 0
+        return int(unfit)
     except (PageError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

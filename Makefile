@@ -1,0 +1,52 @@
+# Sets up .venv and calls the tools; what depends on what is in the Snakefile.
+#
+#   make book         execute what is not up to date and build book/_build/html/index.html
+#   make test         everything that has to hold: style, types, tests, pages, the book in a browser
+#   make bench        speed against reference implementations
+#   make revalidate   carry stored results forward to code that repeats their witnesses
+#   make clean        remove what can be made again (not .venv, not the stored results)
+#
+# PYTHON=python3.12 names another Python; TORCH=cpu installs PyTorch without CUDA, which saves 4 GB.
+
+PYTHON ?= python3
+TORCH ?= default
+BIN := .venv/bin
+READY := .venv/.ready-$(TORCH)-$(shell cat requirements.txt pyproject.toml | cksum | tr ' ' '-')
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+
+.PHONY: book test bench revalidate clean
+.DELETE_ON_ERROR:
+
+book: $(READY)
+	$(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --quiet
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests --ignore tests/test_book.py --ignore tests/test_browser.py
+	$(BIN)/python -m molrg.results status
+	$(BIN)/python -m molrg.pages status
+	$(BIN)/jupyter-book build book
+	$(BIN)/python -m pytest -n 2 --nbval book
+	$(BIN)/python -m pytest -n 2 tests/test_book.py tests/test_browser.py
+
+bench: $(READY)
+	for each in benchmarks/bench_*.py; do $(BIN)/python $$each || exit 1; done
+
+revalidate: $(READY)
+	$(BIN)/python -m molrg.results revalidate
+
+clean:
+	rm -rf book/_build .snakemake .work .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("molrg needs Python 3.11 or later: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+ifeq ($(TORCH),cpu)
+	$(BIN)/python -m pip install $(shell grep -E '^(torch|torchvision)==' requirements.txt) --index-url https://download.pytorch.org/whl/cpu
+endif
+	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -e .
+	rm -f .venv/.ready-*
+	touch $@

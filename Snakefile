@@ -1,0 +1,35 @@
+"""The build graph: a page's text -> its executed notebook -> the book.
+
+What is up to date is decided by contents (see molrg.pages), not by modification times, which a clone
+scrambles. A notebook is no `output` here, since Snakemake deletes the outputs of a failed job, and a page that
+fails is to leave its last good notebook alone; a receipt in .work stands for it.
+"""
+
+import sys
+from pathlib import Path
+
+from molrg import pages
+
+RECEIPTS = ".work/executed/{page}"
+
+for page in pages.page_ids():
+    if pages.problems(page):
+        Path(RECEIPTS.format(page=page)).unlink(missing_ok=True)
+
+
+rule book:
+    input:
+        expand(RECEIPTS, page=pages.page_ids()),
+    params:
+        jupyter_book=Path(sys.executable).with_name("jupyter-book"),
+    shell:
+        "{params.jupyter_book:q} build book"
+
+
+rule page:
+    input:
+        ancient("book/{page}.md"),
+    output:
+        touch(RECEIPTS),
+    shell:
+        "{sys.executable:q} -m molrg.pages execute {input:q}"
