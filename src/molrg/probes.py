@@ -154,11 +154,12 @@ def select_logistic(
 
 
 class _Data(NamedTuple):
-    """Standardised features with a last column of ones (P, N, D + 1), their mean and scale (P, D)."""
+    """Standardised features with a last column of ones, and what was done to them."""
 
-    inputs: Tensor
-    mean: Tensor
-    scale: Tensor
+    inputs: Tensor  # (P, N, D + 1)
+    mean: Tensor  # (P, D)
+    scale: Tensor  # (P, D)
+    covariance: Tensor  # (P, D + 1, D + 1), of the inputs
 
 
 class _Fit(NamedTuple):
@@ -172,15 +173,18 @@ class _Fit(NamedTuple):
 def _standardise(features: Tensor) -> _Data:
     probes, samples, dim = features.shape
     mean = features.mean(1)
-    spread = features.std(1, correction=0)
-    # The mean of equal numbers is off by rounding: a spread of that size is none.
-    constant = spread <= 10 * torch.finfo(features.dtype).eps * mean.abs()
-    scale = torch.where(constant, 1.0, spread)
     inputs = features.new_ones(probes, samples, dim + 1)
     torch.sub(features, mean[:, None], out=inputs[..., :dim])
-    inputs[..., :dim] /= scale[:, None]
-    inputs[..., :dim] *= ~constant[:, None]
-    return _Data(inputs, mean, scale)
+    covariance = inputs.mT @ inputs / samples
+    spread = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    # The mean of equal numbers is off by rounding: a spread of that size is none.
+    rounding = 10 * torch.finfo(features.dtype).eps * mean.abs()
+    constant = torch.nn.functional.pad(rounding, (0, 1), value=-1) >= spread
+    inverse = torch.where(constant, 0.0, 1 / spread)
+    inputs *= inverse[:, None]
+    covariance *= inverse[:, None] * inverse[:, :, None]
+    scale = torch.where(constant, 1.0, spread)[:, :dim]
+    return _Data(inputs, mean, scale, covariance)
 
 
 def _solve(
@@ -200,7 +204,7 @@ def _solve(
     penalty = l2[:, None, None].expand(-1, 1, dim).clone()
     penalty[..., -1] = 0
 
-    hessian = inputs.mT @ inputs / (samples * num_classes)
+    hessian = data.covariance / num_classes
     hessian.diagonal(dim1=1, dim2=2).add_(penalty[:, 0] + _FLOOR)
     preconditioner = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
 
