@@ -24,7 +24,7 @@ def of_function(function: Callable[..., Any]) -> str:
     Raises `ValueError` for any other function: its code cannot be followed, or cannot be found again.
     """
     module, name = function.__module__, function.__qualname__
-    if name not in _module(module).definitions:
+    if not _exists(module) or name not in _module(module).definitions:
         raise ValueError(f"{module}.{name} must be a function at the top level of a module of {PACKAGE}")
     return _digest(_reach([(module, name)]))
 
@@ -149,7 +149,7 @@ def _reach(start: Iterable[tuple[str, str | None]]) -> dict[str, str]:
 def _module(name: str) -> _Module:
     path = _path(name)
     if path is None:
-        raise ValueError(f"{name} is not a module of {PACKAGE}")
+        raise ImportError(f"{name} is not a module of {PACKAGE}")
     return _Module(name, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
 
 

@@ -1,0 +1,368 @@
+"""Results are computed once, stored whole or not at all, and never pass for something that they are not."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from molrg import digest, results
+from molrg.results import DamagedResult
+
+EXPERIMENT = '''
+"""An experiment that counts its runs, beside the folder of the package."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+SCALE = 2
+
+
+def _double(number):
+    """Twice the number."""
+    return SCALE * number
+
+
+def unrelated():
+    return 1
+
+
+def run(number, noise=0.5, seeds=(0, 1), *, workdir):
+    """The experiment."""
+    with open(os.environ["RUNS"], "a") as file:
+        file.write(f"{number}\\n")
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+    return {"double": _double(number), "array": np.arange(3, dtype=np.float32) * noise}
+'''
+
+TORCH = """
+class cuda:
+    is_available = staticmethod(lambda: False)
+
+__version__ = "0"
+"""
+"""What the store asks of PyTorch, which takes seconds to import."""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package's frame with the experiment `molrg.trial`, used by subprocesses."""
+    folder = tmp_path / "src" / "molrg"
+    folder.mkdir(parents=True)
+    for name in ("results.py", "digest.py", "files.py", "paths.py"):
+        (folder / name).write_text(
+            (Path(results.__file__).parent / name).read_text("utf-8"), encoding="utf-8"
+        )
+    (folder / "__init__.py").write_text("")
+    (folder / "trial.py").write_text(EXPERIMENT)
+    (tmp_path / "src" / "torch.py").write_text(TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
+    monkeypatch.setenv("MOLRG_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+CALL = "results.load_or_compute(trial.run, {'number': 3}, witness={'number': 1})"
+
+
+def start(code: str = f"print({CALL}.show())", **environment: str) -> subprocess.Popen[str]:
+    source = f"from molrg import results, trial\n{textwrap.dedent(code)}"
+    command = [sys.executable, "-W", "ignore", "-c", source]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
+
+
+def call(code: str = f"print({CALL}.show())", **environment: str) -> str:
+    process = start(code, **environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    process = subprocess.run(
+        [sys.executable, "-m", "molrg.results", *arguments], capture_output=True, text=True, timeout=60
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+def runs(package: Path) -> list[str]:
+    return (package / "runs").read_text().split()
+
+
+def stored(package: Path) -> Path:
+    (path,) = (package / "results" / "trial").glob("*.json")
+    return path
+
+
+def edit(package: Path, old: str, new: str) -> None:
+    path = package / "src" / "molrg" / "trial.py"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+class TestStore:
+    """One result in one folder, computed by subprocesses."""
+
+    def test_a_result_is_computed_once_and_then_loaded(self, package: Path) -> None:
+        first, second = call(), call()
+        assert runs(package) == ["1", "3"]  # the witness and the run
+        assert first == second
+        assert first.startswith("Stored result trial/")
+        assert not list((package / "results" / ".work").glob("**/run"))
+
+    def test_values_come_back_as_they_were(self, package: Path) -> None:
+        code = f"v = {CALL}.value; print(v['double'], v['array'].dtype, v['array'].tolist())"
+        assert call(code) == call(code) == "6 float32 [0.0, 0.5, 1.0]\n"
+
+    def test_the_same_call_has_one_key_however_it_is_written(self, package: Path) -> None:
+        call()
+        for same in ("{'number': 3.0}", "{'noise': 0.5, 'number': 3}", "{'number': 3, 'seeds': [0, 1]}"):
+            call(f"results.load_or_compute(trial.run, {same}, witness={{'number': 1}})")
+        assert runs(package) == ["1", "3"]
+        call("results.load_or_compute(trial.run, {'number': 4}, witness={'number': 1})")
+        assert runs(package) == ["1", "3", "1", "4"]
+
+    def test_two_processes_at_once_compute_once(self, package: Path) -> None:
+        processes = [start(PAUSE="0.5") for _ in range(2)]
+        shown = {process.communicate(timeout=60)[0] for process in processes}
+        assert [process.returncode for process in processes] == [0, 0]
+        assert len(shown) == 1
+        assert runs(package) == ["1", "3"]
+
+    @pytest.mark.parametrize("where", [0, 100, -3])
+    def test_one_flipped_byte_is_found_and_the_fix_is_named(self, package: Path, where: int) -> None:
+        call()
+        path = stored(package)
+        content = bytearray(path.read_bytes())
+        content[where] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(DamagedResult, match="is damaged: its checksum does not fit") as caught:
+            results.load(path)
+        assert f"git checkout -- {path}" in str(caught.value)
+        process = start()
+        assert "DamagedResult" in process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert runs(package) == ["1", "3"]
+        assert command("status") == (1, f"trial/{path.name}: FAILED: {caught.value}\n")
+
+    @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
+    def test_a_truncated_file_is_found(self, package: Path, kept: float) -> None:
+        call()
+        path = stored(package)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content)) if kept == 0.5 else int(kept)])
+        with pytest.raises(DamagedResult, match="is damaged"):
+            results.load(path)
+
+    def test_other_code_makes_a_result_stale_and_visibly_so(self, package: Path) -> None:
+        call()
+        edit(package, "SCALE = 2", "SCALE = 4")
+        shown = call(f"r = {CALL}; print(r.stale); print(r.show()); print(r.show()._repr_html_())")
+        stale, text, html = shown.splitlines()
+        assert stale == "True"
+        assert text.startswith("STALE: made by other code than the present. Stored result")
+        assert "STALE: this result was made by other code than the present</strong>" in html
+        assert runs(package) == ["1", "3"]
+        status, said = command("status")
+        assert status == 1
+        assert "STALE: run `make revalidate`" in said
+
+    def test_edits_that_the_run_does_not_reach_leave_it_fresh(self, package: Path) -> None:
+        call()
+        edit(package, '"""Twice the number."""', '"""The number, twice."""  # said otherwise')
+        edit(package, "def unrelated():\n    return 1", "def unrelated():\n    return 2")
+        assert call(f"print({CALL}.stale)") == "False\n"
+        assert command("status")[0] == 0
+
+    def test_code_that_repeats_the_witness_carries_the_result_forward(self, package: Path) -> None:
+        call()
+        before = json.loads(stored(package).read_text())
+        edit(package, "return SCALE * number", "return number * SCALE")
+        assert command("status")[0] == 1
+        status, said = command("revalidate")
+        assert status == 0, said
+        assert "carried forward, error 0.0e+00" in said
+        assert "it repeats" not in said
+        assert runs(package) == ["1", "3", "1"]
+        assert "Carried forward to code" in call()
+        after = json.loads(stored(package).read_text())
+        assert after["provenance"]["code"] == before["provenance"]["code"]
+        assert after["value"] == before["value"]
+        assert command("status")[0] == 0
+
+    def test_a_new_parameter_with_a_default_does_not_lose_the_result(self, package: Path) -> None:
+        call()
+        edit(package, "seeds=(0, 1), *", "seeds=(0, 1), mode='plain', *")
+        assert command("revalidate")[0] == 0
+        assert call(f"print({CALL}.value['double'])") == "6\n"
+        assert runs(package) == ["1", "3", "1"]
+
+    def test_code_that_does_not_repeat_the_witness_is_refused(self, package: Path) -> None:
+        call()
+        before = stored(package).read_bytes()
+        edit(package, "SCALE = 2", "SCALE = 3")
+        status, said = command("revalidate")
+        assert status == 1
+        assert "does not repeat its witness (error 0.5, tolerance 0.001)" in said
+        assert f"python -m molrg.results recompute {stored(package)}" in said
+        assert stored(package).read_bytes() == before
+        assert command("recompute")[0] == 0
+        assert call(f"print({CALL}.value['double'], {CALL}.stale)") == "9 False\n"
+
+    def test_a_run_that_is_killed_leaves_nothing_that_is_shown(self, package: Path) -> None:
+        process = start(PAUSE="30")
+        while not (package / "runs").exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert (
+            not list((package / "results" / "trial").glob("*"))
+            if (package / "results" / "trial").exists()
+            else 1
+        )
+        assert call(f"print({CALL}.value['double'])") == "6\n"  # the lock went with the process
+
+    def test_a_write_that_is_killed_leaves_the_old_file_and_no_litter(self, package: Path) -> None:
+        uninterrupted = json.loads(call(f"import json; print(json.dumps({CALL}.value['double']))"))
+        path = stored(package)
+        path.unlink()
+        for moment in ("os.fsync", "os.replace"):
+            code = f"""
+                import os, signal, pathlib
+                def die(*arguments, **names): os.kill(os.getpid(), signal.SIGKILL)
+                {"os.fsync = die" if moment == "os.fsync" else "pathlib.Path.replace = die"}
+                {CALL}
+            """
+            process = start(code)
+            process.communicate(timeout=60)
+            assert process.returncode == -signal.SIGKILL
+            assert not path.exists()
+            assert list(path.parent.glob(".*.part"))
+        assert call(f"print({CALL}.value['double'])") == f"{uninterrupted}\n"
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+    def test_a_full_disk_is_named_and_overwrites_nothing(self, package: Path) -> None:
+        call()
+        before = stored(package).read_bytes()
+        edit(package, "SCALE = 2", "SCALE = 5")
+        code = """
+            import resource
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+            results.recompute(results.stored()[0])
+        """
+        process = start(code)
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert f"{stored(package)} could not be written and is as it was; free some space" in said
+        assert stored(package).read_bytes() == before
+        assert [each.name for each in stored(package).parent.iterdir()] == [stored(package).name]
+        assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+    def test_a_path_with_blanks_and_other_letters_works(self, package: Path) -> None:
+        elsewhere = package / "résultats d'été ß"
+        assert call(f"print({CALL}.value['double'])", MOLRG_RESULTS=str(elsewhere)) == "6\n"
+        assert len(list((elsewhere / "trial").glob("*.json"))) == 1
+
+
+def faulty(number: int, *, workdir: Path) -> dict[str, Any]:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"numbr": 3}, "faulty: missing a required argument: 'number'|unexpected keyword argument 'numbr'"),
+        ({"number": 3, "x": 1}, "its parameters are number"),
+        ({"number": float("nan")}, "parameter number = nan must be a finite number"),
+        ({"number": np.zeros(2)}, "parameter number = array"),
+    ],
+)
+def test_parameters_are_checked_before_work(parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        results.load_or_compute(faulty, parameters, witness={"number": 1})
+
+
+def test_only_functions_of_the_package_can_be_stored() -> None:
+    with pytest.raises(ValueError, match="must be a function at the top level of a module of molrg"):
+        results.load_or_compute(faulty, {"number": 1}, witness={"number": 1})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([[1.5, np.nan], [np.inf, -0.0]]),
+        np.arange(6, dtype=np.uint8).reshape(2, 3),
+        np.array(True),
+        np.zeros((0, 3), dtype=np.float32),
+    ],
+)
+def test_arrays_survive_exactly(value: np.ndarray) -> None:
+    again = results._decode(json.loads(json.dumps(results._encode(value), allow_nan=False)))
+    assert again.dtype == value.dtype
+    assert again.shape == value.shape
+    assert again.tobytes() == value.tobytes()
+
+
+def test_numbers_that_are_not_finite_survive() -> None:
+    value = {"a": [float("inf"), -float("inf"), 1.5], "b": {"c": None, "d": "text"}, "e": np.float32(0.25)}
+    assert results._decode(json.loads(json.dumps(results._encode(value), allow_nan=False))) == value
+
+
+@pytest.mark.parametrize("value", [{1: 2}, {"a": object()}, {"a": np.array(["x"])}, {"a": {3}}])
+def test_what_cannot_be_stored_is_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="a result"):
+        results._encode(value)
+
+
+def test_differences_are_relative_to_large_numbers_and_absolute_for_small_ones() -> None:
+    difference = results._difference
+    assert difference({"a": [1000.0]}, {"a": [1001.0]}) == pytest.approx(1e-3)
+    assert difference({"a": 1e-6}, {"a": 2e-6}) == pytest.approx(1e-6)
+    assert difference(np.array([np.nan, 1.0]), np.array([np.nan, 1.0])) == 0
+    for other in ({"a": [1.0, 2.0]}, {"b": [1.0]}, {"a": 1.0}, {"a": ["x"]}, {"a": [float("nan")]}):
+        assert difference({"a": [1.0]}, other) == np.inf
+
+
+def test_the_digest_follows_names_and_nothing_else() -> None:
+    from molrg import snr
+
+    source = "from molrg import snr\nsnr.theorem(3, 5, 0.2, 1.0)\n"
+    assert digest.of_source(source) == digest.of_source('"""Text."""\n' + source.replace("\n", "  # why\n"))
+    assert digest.of_source(source) != digest.of_source(source.replace("theorem", "exact"))
+    reached = digest._reach([("molrg.snr", "theorem")])
+    assert "molrg.snr.theorem" in reached
+    assert not any(name.startswith(("molrg.mixture.MoLRG", "molrg.snr.estimate")) for name in reached)
+    assert any(name.startswith("molrg.mixture.MoLRG") for name in digest._reach([("molrg.snr", "estimate")]))
+    assert len(digest.of_function(snr.exact)) == 64
+
+
+def test_a_module_passed_as_a_value_counts_whole() -> None:
+    module = digest._Module("__page__", "from molrg import snr\nprint(snr)\n")
+    assert list(module.names_used(module.statements)) == [("molrg.snr", None)]
+
+
+def test_the_used_results_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOLRG_RESULTS", str(tmp_path))
+    with results.listed() as used:
+        results._note_use(tmp_path / "trial" / "a.json")
+        results._note_use(tmp_path / "trial" / "a.json")
+        assert used == set()
+    assert used == {"trial/a.json"}
+    results._note_use(tmp_path / "trial" / "b.json")
+
+
+def test_every_committed_result_is_whole_and_made_by_the_present_code() -> None:
+    unfit = [path for path in results.stored() if results.load(path).stale]
+    assert not unfit, f"stale: {unfit}; run `make revalidate`, or python -m molrg.results recompute"
