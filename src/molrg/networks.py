@@ -53,17 +53,25 @@ class SubspaceDenoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return D(x, sigma), (N, n)."""
-        s2, d2 = _column(sigma, x) ** 2, self.delta**2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        z = (x @ self.basis).unflatten(1, (self.num_classes, self.rank))
-        w = torch.softmax(kappa * z.square().sum(2), 1)
-        beta = d2 / (d2 + s2) + 2 * s2 * kappa * w
-        return (beta.unsqueeze(2) * z).flatten(1) @ self.basis.T
+        return subspace_denoise(self.basis, x, _column(sigma, x), self.num_classes, self.delta)
 
     @torch.no_grad()
     def orthonormal_bases(self) -> tuple[Tensor, ...]:
         """Return an orthonormal basis (n, d) of the span of each learned U_l."""
         return tuple(torch.linalg.qr(block).Q for block in self.basis.split(self.rank, dim=1))
+
+
+def subspace_denoise(basis: Tensor, x: Tensor, sigma: Tensor, num_classes: int, delta: float) -> Tensor:
+    """Return U diag(beta) U^T x of `SubspaceDenoiser`, for U (..., n, K d), x (..., N, n), sigma (..., N, 1).
+
+    Leading axes broadcast, which runs many such networks at once.
+    """
+    s2, d2 = sigma**2, delta**2
+    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+    z = (x @ basis).unflatten(-1, (num_classes, -1))
+    w = torch.softmax(kappa * z.square().sum(-1), -1)
+    beta = d2 / (d2 + s2) + 2 * s2 * kappa * w
+    return (beta.unsqueeze(-1) * z).flatten(-2) @ basis.mT
 
 
 class MLP(nn.Module):
