@@ -1,0 +1,127 @@
+"""Figures are deterministic, described in words, and drawn from inert text."""
+
+import json
+import math
+import re
+import struct
+from typing import Any
+
+import altair
+import pytest
+
+from molrg import charts
+
+WORDS = "A curve over the noise level that rises to a peak and falls."
+ROWS = [
+    {"sigma": sigma, "snr": k * math.exp(-sigma), "curve": f"K = {k}", "se": 0.1}
+    for k in (2, 3)
+    for sigma in (0.01, 0.1, 1.0)
+]
+
+
+def figure(**changes: Any) -> charts.Figure:
+    return charts.show(charts.curves(ROWS, "snr", "curve", error="se", **changes), WORDS)
+
+
+def test_a_figure_has_a_specification_a_picture_and_a_text() -> None:
+    bundle = figure()._repr_mimebundle_()
+    assert set(bundle) == {charts.MIME, "image/png", "text/plain"}
+    assert bundle["text/plain"] == f"Figure: {WORDS}"
+    spec = bundle[charts.MIME]
+    assert spec["description"] == WORDS
+    assert spec["width"] == "container"
+    assert spec["config"]["background"] == "transparent"
+    assert json.loads(json.dumps(spec, allow_nan=False)) == spec
+
+
+def test_the_picture_is_640_wide_before_scaling_and_has_no_transparent_background() -> None:
+    png = figure().png(scale=1.0)
+    width = struct.unpack(">I", png[16:20])[0]
+    assert 640 <= width <= 720  # the plot with its axes
+    assert png == figure().png(scale=1.0)
+
+
+def test_the_same_figure_is_the_same_text() -> None:
+    assert figure().spec == figure().spec
+    html = charts.html_figure(figure().spec)
+    assert html == charts.html_figure(figure().spec)
+    assert re.search(r'id="chart-[0-9a-f]{12}"', html)
+
+
+def test_numbers_of_the_data_keep_four_digits_and_others_are_left_alone() -> None:
+    spec: dict[str, Any] = {
+        "data": {"values": [{"x": 0.123456, "y": 123456.7, "n": 7, "z": float("nan"), "m": -1e-320}]},
+        "mark": {"type": "point", "opacity": 0.123456},
+    }
+    shown = charts.show(spec, WORDS).spec
+    ((name, rows),) = shown["datasets"].items()
+    assert rows == [{"x": 0.1235, "y": 123500.0, "n": 7, "z": None, "m": pytest.approx(0, abs=1e-300)}]
+    assert shown["data"] == {"name": name}
+    assert shown["mark"]["opacity"] == 0.123456
+    assert spec["data"]["values"][0]["x"] == 0.123456  # the caller's own is untouched
+
+
+def test_data_sets_are_named_by_their_content() -> None:
+    def name(value: float) -> str:
+        chart = altair.Chart(altair.Data(values=[{"x": value}])).mark_point().encode(x="x:Q")
+        return next(iter(charts.show(chart, WORDS).spec["datasets"]))
+
+    assert name(1.0) == name(1.0 + 1e-9) != name(2.0)
+    assert re.fullmatch("data-[0-9a-f]{12}", name(1.0))
+
+
+def test_a_chart_of_its_own_configuration_keeps_it() -> None:
+    chart = altair.Chart(altair.Data(values=ROWS)).mark_point().encode(x="sigma:Q").configure_axis(grid=False)
+    axis = charts.show(chart, WORDS).spec["config"]["axis"]
+    assert axis["grid"] is False
+    assert axis["labelFontSize"] == charts.CONFIG["axis"]["labelFontSize"]
+
+
+def test_series_are_told_apart_by_colour_and_by_dash_and_shape() -> None:
+    encodings = [layer["encoding"] for layer in figure().spec["layer"]]
+    domains = [e[c]["scale"] for e in encodings for c in ("color", "strokeDash", "shape") if c in e]
+    assert all(scale["domain"] == ["K = 2", "K = 3"] for scale in domains)
+    assert [sorted(set(e) & {"color", "strokeDash", "shape"}) for e in encodings] == [
+        ["color"],
+        ["color", "strokeDash"],
+        ["color", "shape"],
+    ]
+    assert len(set(charts.PALETTE)) == len(charts.PALETTE) == len(charts.DASHES) == len(charts.SHAPES)
+
+
+def test_curves_without_series_errors_or_points() -> None:
+    spec = charts.show(charts.curves(ROWS[:3], "snr", points=False, y_scale="log"), WORDS).spec
+    (layer,) = spec["layer"]
+    assert layer["mark"]["type"] == "line"
+    assert layer["encoding"]["y"]["scale"] == {"type": "log"}
+    assert layer["encoding"]["x"]["scale"]["type"] == "log"
+
+
+def test_more_series_than_can_be_told_apart_are_refused() -> None:
+    rows = [{"sigma": 1.0, "y": 1.0, "s": str(k)} for k in range(9)]
+    with pytest.raises(ValueError, match="can tell 8 series apart, not 9"):
+        charts.curves(rows, "y", "s")
+
+
+@pytest.mark.parametrize("words", ["", "   ", "A plot."])
+def test_a_figure_without_a_description_is_refused(words: str) -> None:
+    with pytest.raises(ValueError, match="must say in words what the figure shows"):
+        charts.show({"mark": "point"}, words)
+
+
+def test_text_in_a_chart_cannot_leave_its_element() -> None:
+    spec = charts.show({"mark": "point", "data": {"values": [{"a": "</script><b>"}]}}, WORDS + ' "<i>"').spec
+    html = charts.html_figure(spec)
+    assert html.count("</script>") == 1
+    assert "<b>" not in html
+    assert "<i>" not in html
+    inert = re.search(r'<script type="application/json">(.*)</script>', html)
+    assert inert is not None
+    assert json.loads(inert[1]) == spec
+
+
+def test_a_chart_computed_in_the_browser_keeps_its_generated_data() -> None:
+    spec = {"data": {"sequence": {"start": 0, "stop": 1, "step": 0.1}}, "mark": "line"}
+    shown = charts.show(spec, WORDS).spec
+    assert shown["data"] == spec["data"]
+    assert "datasets" not in shown
