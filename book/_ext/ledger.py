@@ -49,7 +49,7 @@ class ClaimsDirective(SphinxDirective):
 
     def _page(self, page: str) -> nodes.paragraph:
         target = addnodes.pending_xref("", refdomain="std", reftype="doc", reftarget="/" + page, refwarn=True)
-        target["refdoc"], target["refexplicit"] = self.env.docname, False
+        target["refdoc"], target["refexplicit"] = self.env.docname, True
         target += nodes.inline(text=page)
         return nodes.paragraph("", "", target)
 

@@ -28,16 +28,9 @@ def exclude_texts(app: Sphinx, config: Any) -> None:
 
 def drop_live_kernels(app: Sphinx, config: Any) -> None:
     """Keep sphinx-thebe, which jupyter-book always loads, from adding its scripts: they need a server."""
+    unwanted = ("init_thebe_core", "update_thebe_context")
     for listeners in app.events.listeners.values():
-        listeners[:] = [each for each in listeners if each.handler.__module__ != "sphinx_thebe"]
-
-
-def number_proofs(app: Sphinx, doctree: nodes.document) -> None:
-    """Give each proof of a page its own id: sphinx-proof gives them all the same."""
-    for kind in ("proof", "proof-content"):
-        same = [node for node in doctree.findall(nodes.Element) if node.get("ids") == [kind]]
-        for number, node in enumerate(same, start=1):
-            node["ids"] = [f"{kind}-{number}"]
+        listeners[:] = [each for each in listeners if getattr(each.handler, "__name__", "") not in unwanted]
 
 
 def refuse_unfit_notebooks(app: Sphinx) -> None:
@@ -70,8 +63,8 @@ def copy_libraries(app: Sphinx) -> None:
     package = find_spec("sphinx-mathjax-offline")
     if package is None or package.origin is None:
         raise ExtensionError("MathJax is missing: pip install -r requirements.txt")
-    mathjax = Path(package.origin).parent / "static" / "mathjax" / "tex-svg.js"
-    (vendor / "tex-svg.js").write_bytes(mathjax.read_bytes())
+    mathjax = Path(package.origin).parent / "static" / "mathjax" / "tex-svg-full.js"
+    (vendor / "tex-svg-full.js").write_bytes(mathjax.read_bytes())
 
     import vl_convert
 
@@ -110,7 +103,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", refuse_unfit_notebooks)
     app.connect("builder-inited", copy_libraries)
     app.connect("env-get-outdated", read_everything)
-    app.connect("doctree-read", number_proofs)
     app.connect("build-finished", fail_on_warnings, priority=900)
     app.add_post_transform(PicturesBesideCharts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

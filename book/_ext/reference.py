@@ -20,15 +20,16 @@ def to_restructured_text(lines: list[str]) -> list[str]:
 
 def _block(block: str) -> Iterator[str]:
     lines = block.split("\n")
-    if lines[0].startswith(" "):
+    if len(lines) > 1 and re.fullmatch("-{3,}", lines[1]):  # a heading with the list of what it names
+        yield from [f"**{lines[0]}**", "", *map(_inline, lines[2:])]
+    elif lines[0].startswith(" "):
         yield from ["::", "", *(f"    {line}" for line in textwrap.dedent(block).split("\n"))]
-        return
-    for number, line in enumerate(lines):
-        if line.startswith(" ") and not lines[number - 1].startswith((" ", "-")):
-            yield ""
-            yield from _block("\n".join(lines[number:]))
-            return
-        yield _inline(line)
+    else:
+        for number, line in enumerate(lines):
+            if line.startswith(" ") and not lines[number - 1].startswith((" ", "-")):
+                yield from ["", *_block("\n".join(lines[number:]))]
+                return
+            yield _inline(line)
 
 
 def _inline(line: str) -> str:

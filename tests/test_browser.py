@@ -1,0 +1,140 @@
+"""The built book in a browser without a network: charts, formulas, phone width, light and dark, words."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser, chromium, serve
+
+HTML = Path(__file__).resolve().parents[1] / "book" / "_build" / "html"
+GENERATED = ("genindex.html", "search.html", "py-modindex.html", "prf-prf.html")
+PAGES = sorted(
+    path.relative_to(HTML).as_posix()
+    for path in HTML.rglob("*.html")
+    if "_static" not in path.parts and path.name not in GENERATED
+)
+
+CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def book() -> Iterator[str]:
+    with serve(HTML) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        started.send("Page.addScriptToEvaluateOnNewDocument", source=CHECKS)
+        yield started
+
+
+def test_the_book_has_been_built() -> None:
+    assert "index.html" in PAGES, "build the book first: make book"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_whole_without_a_network(browser: Browser, book: str, page: str) -> None:
+    browser.visit(f"{book}/{page}")
+    assert browser.errors == []
+    local = (book, "data:", "blob:", "about:")
+    assert [url for url in browser.requests if not url.startswith(local)] == []
+    for chart in browser.run("checks.charts()"):
+        assert chart["drawn"] == "light", chart
+        assert chart["marks"] > 0, chart
+        assert len(chart["words"]) >= 20, chart
+        assert chart["data"] >= 1, chart
+        assert chart["width"] > 200, chart
+    formulas = browser.run("checks.formulas()")
+    assert formulas == {"unset": [], "wrong": [], "unread": 0}
+    assert browser.run("checks.pictures()") == []
+    assert browser.run("checks.sameIds()") == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_fits_a_phone(browser: Browser, book: str, page: str) -> None:
+    browser.visit(f"{book}/{page}", width=390)
+    assert browser.run("checks.overflow()") == []
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    assert all(chart["drawn"] == "light" for chart in browser.run("checks.charts()"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_legible(browser: Browser, book: str, page: str, theme: str) -> None:
+    browser.visit(f"{book}/{page}", theme=theme)
+    assert browser.run("document.documentElement.dataset.theme") == theme
+    assert all(chart["drawn"] == theme for chart in browser.run("checks.charts()"))
+    assert browser.run("checks.faint(4.5)") == []
+
+
+def interactive(browser: Browser, book: str) -> dict[str, Any]:
+    browser.visit(f"{book}/theory/snr.html")
+    return browser.run("""(() => {
+      const chart = window.molrgCharts.find(c => c.controls.querySelector('input[type=range]'));
+      return { id: chart.root.id, sliders: chart.controls.querySelectorAll('input[type=range]').length };
+    })()""")
+
+
+CURVE = "[...document.querySelectorAll('#%s .mark-line path')].map(p => p.getAttribute('d')).join()"
+MOVE = """
+(async () => {
+  const chart = window.molrgCharts.find(c => c.root.id === '%s');
+  const slider = chart.controls.querySelector('input[type=range]');
+  slider.value = Number(slider.value) === 10 ? 3 : 10;
+  slider.dispatchEvent(new Event('input', { bubbles: true }));
+  await chart.view.runAsync();
+  return slider.value;
+})()
+"""
+
+
+def test_the_interactive_figure_follows_its_sliders_and_keeps_them_in_the_dark(
+    browser: Browser, book: str
+) -> None:
+    figure = interactive(browser, book)
+    assert figure["sliders"] == 3
+    before = browser.run(CURVE % figure["id"])
+    value = browser.run(MOVE % figure["id"])
+    after = browser.run(CURVE % figure["id"])
+    assert before
+    assert after
+    assert before != after
+    browser.run("document.documentElement.dataset.theme = 'dark'")
+    browser.wait(f"document.getElementById('{figure['id']}').dataset.drawn === 'dark'")
+    kept = browser.run(f"document.querySelector('#{figure['id']} input[type=range]').value")
+    assert kept == value
+    assert browser.errors == []
+
+
+def test_the_data_of_a_figure_can_be_downloaded(browser: Browser, book: str) -> None:
+    browser.visit(f"{book}/theory/snr.html")
+    text = browser.run("""(async () => {
+      const button = document.querySelector('.chart-data button');
+      const made = [];
+      const original = URL.createObjectURL;
+      URL.createObjectURL = blob => { made.push(blob); return original(blob); };
+      HTMLAnchorElement.prototype.click = function () {};
+      button.click();
+      return made[0].text();
+    })()""")
+    head, *rows = text.strip().split("\n")
+    assert "sigma" in head.split(",")
+    assert len(rows) > 10
+    assert all(len(row.split(",")) == len(head.split(",")) for row in rows)
+
+
+def test_a_page_without_scripts_still_shows_its_figures(browser: Browser, book: str) -> None:
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.send("Page.navigate", url=f"{book}/theory/snr.html")
+        browser.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
+        shown = browser.run(
+            "[...document.querySelectorAll('noscript img')].map(i => [i.alt, i.naturalWidth])"
+        )
+    finally:
+        browser.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert shown
+    assert all(len(words) >= 20 and width > 500 for words, width in shown)
