@@ -1,0 +1,188 @@
+"""The pages: each runs in its small size, none is out of date, and one that fails makes the build fail."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from molrg import claims, pages, parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = pages.page_ids()
+TOOLS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder for results, so that the small sizes are computed for real."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_computes_its_small_size_for_real(page: str, tmp_path: Path, results: Path) -> None:
+    done = subprocess.run(
+        [TOOLS / "papermill", pages.notebook_path(page), tmp_path / "out.ipynb", "-p", "size", "smoke"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MOLRG_RESULTS": str(results), "MOLRG_DATA": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    assert list(pages.faults(out)) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_up_to_date_with_its_text_code_results_and_claims(page: str) -> None:
+    assert pages.problems(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_keeps_the_rules(page: str) -> None:
+    assert parameters.defaults(page)["size"] == "default"
+    shown = nbformat.read(pages.notebook_path(page), as_version=4)
+    for cell in shown.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            assert output.get("name") != "stderr"
+            assert not re.search(r"0x[0-9a-f]{6,}", str(data.get("text/plain", "")) + output.get("text", ""))
+            assert not {"application/javascript", "application/vnd.plotly.v1+json"} & set(data)
+            if "image/png" in data:
+                assert "mystnb" in cell.metadata, f"a figure of {page} has no caption"
+                assert {"name", "caption"} <= set(cell.metadata["mystnb"]["figure"])
+
+
+def test_every_claim_is_decided_on_its_page_and_shown_there() -> None:
+    for claim in claims.load().values():
+        assert claim.page in PAGES, claim
+        shown = nbformat.read(pages.notebook_path(claim.page), as_version=4)
+        outputs = "".join(o.get("text", "") for cell in shown.cells for o in cell.get("outputs", []))
+        assert f"{claim.verdict} | {claim.id}: " in outputs, claim
+
+
+def test_every_page_is_in_the_contents() -> None:
+    contents = (ROOT / "book" / "_toc.yml").read_text()
+    for page in PAGES:
+        assert re.search(rf"(file|root): {page}$", contents, re.MULTILINE), page
+
+
+PAGE = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A page
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+size = "default"
+```
+
+```{code-cell} ipython3
+print(1 + 1)
+```
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone whose book has one small page, in a folder with blanks and other letters in its name."""
+    folder = tmp_path / "ein Klon für später"
+    folder.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=ignore)
+    (folder / "src" / "molrg" / "__init__.py").write_text(
+        ""
+    )  # without PyTorch, which takes seconds to import
+    for name in ("_ext", "_static"):
+        shutil.copytree(ROOT / "book" / name, folder / "book" / name, ignore=ignore)
+    for name in ("Snakefile", "book/_config.yml", "book/references.bib"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "results").mkdir()
+    (folder / "book" / "claims.yml").write_text("{}")
+    (folder / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (folder / "book" / "index.md").write_text(PAGE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
+    return folder
+
+
+def build(clone: Path) -> tuple[int, str]:
+    """What `make book` calls."""
+    done = subprocess.run(
+        [TOOLS / "snakemake", "--cores", "1", "--rerun-triggers", "mtime", "--quiet"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def jupyter_book(clone: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [TOOLS / "jupyter-book", "build", "book"], cwd=clone, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def files(clone: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(clone)): path.read_bytes()
+        for path in clone.rglob("*")
+        if path.is_file() and not {"_build", ".snakemake", ".work", "__pycache__"} & set(path.parts)
+    }
+
+
+def test_the_second_build_executes_nothing_and_changes_nothing(clone: Path) -> None:
+    code, said = build(clone)
+    assert code == 0, said
+    assert "executed index" in said
+    assert (clone / "book" / "_build" / "html" / "_static" / "vendor" / "vega.js").stat().st_size > 500_000
+    assert (
+        "MathJax" in (clone / "book" / "_build" / "html" / "_static" / "licences" / "MathJax.txt").read_text()
+    )
+    before = files(clone)
+    for path in clone.rglob("*.*"):
+        os.utime(path, (1e9, 1e9) if path.suffix == ".ipynb" else None)  # what a clone may do
+    code, said = build(clone)
+    assert code == 0, said
+    assert "executed index" not in said
+    assert files(clone) == before
+
+
+def test_a_failing_cell_fails_the_build_and_does_so_again(clone: Path) -> None:
+    assert build(clone)[0] == 0
+    page = clone / "book" / "index.md"
+    page.write_text(PAGE.replace("1 + 1", "1 / 0"), encoding="utf-8")
+    good = (clone / "book" / "index.ipynb").read_bytes()
+    for _ in range(2):
+        code, said = build(clone)
+        assert code != 0
+        assert "page index failed" in said
+        assert "ZeroDivisionError" in said
+        code, said = jupyter_book(clone)
+        assert code != 0
+        assert "page index: its notebook is older than its text" in said
+        assert "run `make book`" in said
+    assert (clone / "book" / "index.ipynb").read_bytes() == good
+
+
+def test_a_warning_fails_the_build_and_does_so_again(clone: Path) -> None:
+    page = clone / "book" / "index.md"
+    page.write_text(PAGE + "\nSee {ref}`nowhere`.\n", encoding="utf-8")
+    for _ in range(2):
+        code, said = build(clone)
+        assert code != 0
+        assert "undefined label: 'nowhere'" in said
+        assert "the book has 1 warning(s), and none is allowed" in said
