@@ -302,10 +302,10 @@ class MoLRG:
         u, values, _ = torch.linalg.svd(stacked, full_matrices=False)
         u = u[:, values > max(stacked.shape) * rounding * values[0]]
         self._support_dim = u.shape[1]
-        if self.background == "complement":
-            return Frame(filled, None, None, self.num_classes)
-        if self._is_orthogonal:
+        if self._is_orthogonal and self.background == "span":
             return Frame(filled, filled, None, self.num_classes)
+        if self.support_dim == self.dim:
+            return Frame(filled, None, None, self.num_classes)
         return Frame(filled, u, u.T @ filled, self.num_classes)
 
     def _check(self, x: Tensor, sigma: Levels) -> tuple[Tensor, bool]:

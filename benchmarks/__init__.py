@@ -1,0 +1,1 @@
+"""Speed and memory against other ways to compute the same: `python -m benchmarks.run`."""
