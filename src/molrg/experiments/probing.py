@@ -9,7 +9,7 @@ linear probes and nearest-subspace classifiers on each layer, a fresh classifier
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,6 +97,66 @@ def run(
         "probe_images": min(probe_samples, len(data.train_images)),
         "test_images": min(test_samples, len(data.test_images)),
     }
+
+
+def settings(dataset: str, network: str, seeds: int, smoke: bool) -> dict[str, Any]:
+    """Return the parameters of `run` that the page uses for a network; `smoke` ones take seconds."""
+    choice("network", network, NETWORKS)
+    chosen: dict[str, Any]
+    if network == "mlp":
+        chosen = {
+            "width": 512,
+            "depth": 4,
+            "steps": 4000,
+            "batch_size": 256,
+            "levels": [0.005, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 3.0],
+            "probe_samples": 10_000,
+            "test_samples": 10_000,
+            "sample_sizes": [1000, 40_000],
+        }
+        small = {"width": 32, "depth": 2, "steps": 50, "batch_size": 64}
+    else:
+        chosen = {
+            "width": 16,
+            "depth": 1,
+            "steps": 1000,
+            "batch_size": 64,
+            "levels": [0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 2.0],
+            "probe_samples": 2000,
+            "test_samples": 2000,
+            "sample_sizes": [1000],
+        }
+        small = {"width": 8, "depth": 1, "steps": 5, "batch_size": 16}
+    if smoke:
+        fewer = {"levels": [0.1, 1.0], "probe_samples": 400, "test_samples": 200, "sample_sizes": [100]}
+        chosen |= small | fewer
+    return {"dataset": dataset, "network": network, **chosen, "seeds": seeds}
+
+
+class Shape(NamedTuple):
+    """How curves of R seeds over S levels run: see `shape`."""
+
+    peak: int  # index of the highest point of the mean curve
+    rise: float  # from the first level to the peak
+    rise_error: float  # its standard error over seeds
+    fall: float  # from the peak to the last level
+    fall_error: float
+
+    @property
+    def unimodal(self) -> bool:
+        """Whether rise and fall both exceed twice their standard errors."""
+        return self.rise > 2 * self.rise_error and self.fall > 2 * self.fall_error
+
+
+def shape(curves: np.ndarray) -> Shape:
+    """Return the peak of the mean of curves (R, S), its height over both ends and their standard errors.
+
+    The errors are those of paired differences over the seeds; of one seed they are 0.
+    """
+    seeds, peak = len(curves), int(curves.mean(0).argmax())
+    rises, falls = curves[:, peak] - curves[:, 0], curves[:, peak] - curves[:, -1]
+    errors = [float(each.std(ddof=1)) / seeds**0.5 if seeds > 1 else 0.0 for each in (rises, falls)]
+    return Shape(peak, float(rises.mean()), errors[0], float(falls.mean()), errors[1])
 
 
 def _trained(
