@@ -28,11 +28,12 @@ test: $(READY)
 	$(BIN)/python -m molrg.results status
 	$(BIN)/python -m molrg.pages status
 	$(BIN)/jupyter-book build book
-	$(BIN)/python -m pytest -n 2 --nbval book
+	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval book
 	$(BIN)/python -m pytest -n 2 tests/test_book.py tests/test_browser.py
 
 bench: $(READY)
-	for each in benchmarks/bench_*.py; do $(BIN)/python $$each || exit 1; done
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks.run
 
 revalidate: $(READY)
 	$(BIN)/python -m molrg.results revalidate

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -125,9 +126,10 @@ def chromium() -> Iterator[Browser]:
 
     Raises `FileNotFoundError` where no Chromium is installed.
     """
-    program = next((found for name in NAMES if (found := shutil.which(name))), None)
+    names = (os.environ.get("CHROMIUM", ""), *NAMES)
+    program = next((found for name in names if (found := shutil.which(name))), None)
     if program is None:
-        raise FileNotFoundError("the browser tests need Chromium: apt-get install chromium")
+        raise FileNotFoundError("the browser tests need Chromium: apt-get install chromium, or set CHROMIUM")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [

@@ -19,8 +19,9 @@ TOOLS = Path(sys.executable).parent
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder for results, so that the small sizes are computed for real."""
-    return tmp_path_factory.mktemp("results")
+    """An empty folder for results, so that the small sizes are computed for real; all workers share it."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "results"
 
 
 @pytest.mark.parametrize("page", PAGES)

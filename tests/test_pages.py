@@ -59,10 +59,8 @@ check.claim("one-is-one", "reproduced" if p.num_classes < 100 else "not reproduc
 CLAIMS = "one-is-one: {statement: One is one., source: Here, page: part/page, verdict: reproduced}\n"
 
 
-@pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone with one page, in a folder with blanks and other letters in its name; without PyTorch."""
-    folder = tmp_path / "a clone für später"
+def make_clone(folder: Path) -> None:
+    """A clone with one page; without PyTorch, which takes seconds to import."""
     package = folder / "src" / "molrg"
     package.mkdir(parents=True)
     for name in FRAME:
@@ -74,9 +72,37 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text(folder).parent.mkdir(parents=True)
     text(folder).write_text(TEXT, encoding="utf-8")
     (folder / "book" / "claims.yml").write_text(CLAIMS)
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+
+
+@pytest.fixture(scope="module")
+def good_notebook(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The page's notebook after a run."""
+    folder = tmp_path_factory.mktemp("clone")
+    make_clone(folder)
+    subprocess.run(
+        [sys.executable, "-m", "molrg.pages", "execute", "part/page"],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(folder / "src")},
+    )
+    return notebook(folder).read_bytes()
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone in a folder with blanks and other letters in its name; the page has not run."""
+    folder = tmp_path / "a clone für später"
+    make_clone(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
     monkeypatch.delenv("MOLRG_RESULTS", raising=False)
     return folder
+
+
+@pytest.fixture
+def executed(clone: Path, good_notebook: bytes) -> Path:
+    """The same clone, after the page has run."""
+    notebook(clone).write_bytes(good_notebook)
+    return clone
 
 
 def text(clone: Path) -> Path:
@@ -141,32 +167,29 @@ def test_a_page_is_executed_once_and_gives_the_same_bytes_again(clone: Path) -> 
         ("book/claims.yml", "One is one.", "One is still one."),
     ],
 )
-def test_a_change_of_text_code_or_ledger_is_seen(clone: Path, file: str, old: str, new: str) -> None:
-    execute(clone)
-    edit(clone / file, old, new)
-    code, said = status(clone)
+def test_a_change_of_text_code_or_ledger_is_seen(executed: Path, file: str, old: str, new: str) -> None:
+    edit(executed / file, old, new)
+    code, said = status(executed)
     assert code == 1
     assert "page part/page: its notebook is older than its text, code, results or recorded verdicts" in said
 
 
-def test_a_change_that_the_page_does_not_reach_is_not(clone: Path) -> None:
-    execute(clone)
-    edit(clone / "src" / "molrg" / "claims.py", '"""The checks of one page.', '"""All checks of one page.')
-    assert status(clone)[0] == 0
+def test_a_change_that_the_page_does_not_reach_is_not(executed: Path) -> None:
+    edit(executed / "src" / "molrg" / "claims.py", '"""The checks of one page.', '"""All checks of one page.')
+    assert status(executed)[0] == 0
 
 
-def test_a_failing_cell_leaves_the_last_good_notebook_and_keeps_the_failed_one(clone: Path) -> None:
-    execute(clone)
-    good = notebook(clone).read_bytes()
-    edit(text(clone), "error=1e-13", "error=1e-3")
+def test_a_failing_cell_leaves_the_last_good_notebook_and_keeps_the_failed_one(executed: Path) -> None:
+    good = notebook(executed).read_bytes()
+    edit(text(executed), "error=1e-13", "error=1e-3")
     for _ in range(2):
-        code, said = execute(clone)
+        code, said = execute(executed)
         assert code == 1
         assert "CheckFailed: one against one: difference 0.001 exceeds the bound 1e-09" in said
-        assert notebook(clone).read_bytes() == good
-    failed = nbformat.read(clone / "book" / "_build" / "failed" / "part" / "page.ipynb", as_version=4)
+        assert notebook(executed).read_bytes() == good
+    failed = nbformat.read(executed / "book" / "_build" / "failed" / "part" / "page.ipynb", as_version=4)
     assert any(o.output_type == "error" for cell in failed.cells for o in cell.get("outputs", []))
-    assert status(clone)[0] == 1
+    assert status(executed)[0] == 1
 
 
 def test_a_change_of_verdict_stops_the_page_at_its_defaults_only(clone: Path) -> None:
@@ -218,10 +241,9 @@ def papermill(clone: Path, folder: Path, name: str, value: str) -> tuple[int, st
     ],
 )
 def test_plain_papermill_stops_at_a_wrong_parameter(
-    clone: Path, tmp_path: Path, name: str, value: str, message: str
+    executed: Path, tmp_path: Path, name: str, value: str, message: str
 ) -> None:
-    execute(clone)
-    code, said, out = papermill(clone, tmp_path, name, value)
+    code, said, out = papermill(executed, tmp_path, name, value)
     assert code != 0
     for words in (
         message,
@@ -233,9 +255,8 @@ def test_plain_papermill_stops_at_a_wrong_parameter(
     assert not out.cells[-1].outputs  # nothing was computed
 
 
-def test_plain_papermill_shows_what_it_finds_at_other_parameters(clone: Path, tmp_path: Path) -> None:
-    execute(clone)
-    code, said, out = papermill(clone, tmp_path, "num_classes", "100")
+def test_plain_papermill_shows_what_it_finds_at_other_parameters(executed: Path, tmp_path: Path) -> None:
+    code, said, out = papermill(executed, tmp_path, "num_classes", "100")
     assert code == 0, said
     assert "not reproduced | one-is-one: 1 against 1" in out.cells[-1].outputs[0].text
 
@@ -262,26 +283,24 @@ def change(shown: Any) -> None:
         (change, "page part/page: its notebook differs from its text: run `make book`"),
     ],
 )
-def test_a_notebook_that_is_not_fit_to_be_shown_is_named(clone: Path, damage: Any, message: str) -> None:
-    execute(clone)
-    shown = nbformat.read(notebook(clone), as_version=4)
+def test_a_notebook_that_is_not_fit_to_be_shown_is_named(executed: Path, damage: Any, message: str) -> None:
+    shown = nbformat.read(notebook(executed), as_version=4)
     damage(shown)
-    nbformat.write(shown, notebook(clone))
-    code, said = status(clone)
+    nbformat.write(shown, notebook(executed))
+    code, said = status(executed)
     assert code == 1
     assert message in said
 
 
 @pytest.mark.parametrize("where", ["book", "."])
-def test_nbval_passes_a_good_notebook_and_fails_a_cleared_one(clone: Path, where: str) -> None:
-    execute(clone)
-    code, said = call("pytest", "-q", "-p", "no:xdist", "--nbval", where, cwd=clone)
+def test_nbval_passes_a_good_notebook_and_fails_a_cleared_one(executed: Path, where: str) -> None:
+    code, said = call("pytest", "-q", "-p", "no:xdist", "--nbval", where, cwd=executed)
     assert code == 0, said
     assert "3 passed" in said
-    shown = nbformat.read(notebook(clone), as_version=4)
+    shown = nbformat.read(notebook(executed), as_version=4)
     clear(shown)
-    nbformat.write(shown, notebook(clone))
-    code, said = call("pytest", "-q", "-p", "no:xdist", "--nbval", where, cwd=clone)
+    nbformat.write(shown, notebook(executed))
+    code, said = call("pytest", "-q", "-p", "no:xdist", "--nbval", where, cwd=executed)
     assert code == 1
     assert "its outputs were cleared; run `make book`" in said
 

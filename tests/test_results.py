@@ -31,11 +31,22 @@ SCALE = 2
 
 def _double(number):
     """Twice the number."""
-    return SCALE * number
+    return Counter(number).twice()
 
 
 def unrelated():
     return 1
+
+
+class Counter:
+    def __init__(self, start):
+        self.start = start
+
+    def twice(self):
+        return SCALE * self.start
+
+    def never(self):
+        return 0
 
 
 def run(number, noise=0.5, seeds=(0, 1), *, workdir):
@@ -183,13 +194,14 @@ class TestStore:
         call()
         edit(package, '"""Twice the number."""', '"""The number, twice."""  # said otherwise')
         edit(package, "def unrelated():\n    return 1", "def unrelated():\n    return 2")
+        edit(package, "return 0", "return 1")  # a method that nothing calls
         assert call(f"print({CALL}.stale)") == "False\n"
         assert command("status")[0] == 0
 
     def test_code_that_repeats_the_witness_carries_the_result_forward(self, package: Path) -> None:
         call()
         before = json.loads(stored(package).read_text())
-        edit(package, "return SCALE * number", "return number * SCALE")
+        edit(package, "return SCALE * self.start", "return self.start * SCALE")
         assert command("status")[0] == 1
         status, said = command("revalidate")
         assert status == 0, said

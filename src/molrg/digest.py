@@ -3,13 +3,14 @@
 The package's modules are read as text, never run. From a function, or from a page's source, the digest
 follows every name to the top-level definition in `molrg` that it stands for, and from there onwards. It
 covers those definitions and no others: comments, docstrings, layout and unrelated edits leave it alone.
-Where a name cannot be followed (a module passed as a value), the whole module counts. Attributes of
-objects need no following, since a class counts whole once something names it.
+Where a name cannot be followed (a module passed as a value), the whole module counts. Which class an object
+has is not known: a method counts where its class is reached and its name is an attribute of anything.
 """
 
 import ast
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def of_function(function: Callable[..., Any]) -> str:
 def of_source(source: str) -> str:
     """Digest of Python source and of everything in the package that it reaches."""
     page = _Module("__page__", source)
-    return _digest(page.everything() | _reach(page.names_used(page.statements)))
+    return _digest(page.everything() | _reach(page.names_used(page.statements), page.statements))
 
 
 def _digest(reached: dict[str, str]) -> str:
@@ -117,14 +118,26 @@ class _Module:
         return bound
 
 
-def _reach(start: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Every definition reached from some names: its full name and its canonical text."""
+def _reach(start: Iterable[tuple[str, str | None]], nodes: Iterable[ast.AST] = ()) -> dict[str, str]:
+    """Every definition reached from some names and nodes: its full name and its canonical text."""
     reached: dict[str, str] = {}
     waiting = list(start)
     seen: set[tuple[str, str | None]] = set()
-    while waiting:
-        target = waiting.pop()
-        if target in seen:
+    used = set().union(*map(_attributes, nodes))  # whatever object they are attributes of
+    unused: list[
+        tuple[_Module, str, ast.FunctionDef]
+    ] = []  # methods of reached classes that nothing has named yet
+
+    def count(module: _Module, name: str, parts: Sequence[ast.stmt]) -> None:
+        reached[name] = "\n".join(map(_canonical, parts))
+        waiting.extend(module.names_used(parts))
+        used.update(*map(_attributes, parts))
+
+    while waiting or any(method.name in used for _, _, method in unused):
+        for module, name, method in [each for each in unused if each[2].name in used]:
+            count(module, name, [method])
+        unused = [each for each in unused if each[1] not in reached]
+        if not waiting or (target := waiting.pop()) in seen:
             continue
         seen.add(target)
         name, wanted = target
@@ -132,17 +145,39 @@ def _reach(start: Iterable[tuple[str, str | None]]) -> dict[str, str]:
             reached[f"{name}:{wanted}"] = "outside"
             continue
         module = _module(name)
-        if wanted is None or (wanted not in module.definitions and wanted not in module.imports):
-            nodes, text = module.statements, module.everything()  # all of it
-        elif wanted in module.definitions:
-            nodes = module.definitions[wanted]
-            text = {f"{name}.{wanted}": "\n".join(map(_canonical, nodes))}
-        else:  # handed on from another module
+        if wanted in module.definitions:
+            parts = []
+            for node in module.definitions[wanted]:
+                shell, methods = _split(node)
+                parts.append(shell)
+                unused += [(module, f"{name}.{wanted}.{method.name}", method) for method in methods]
+            count(module, f"{name}.{wanted}", parts)
+        elif wanted in module.imports:  # handed on from another module
             waiting.extend(module._resolve(wanted, [], module.imports))
-            continue
-        reached |= text | {f"{name}: {i}": _canonical(s) for i, s in enumerate(module.effects)}
-        waiting.extend(module.names_used([*nodes, *module.effects]))
+        else:
+            count(module, name, module.statements)  # all of it
+        count(module, f"{name}: effects", module.effects)
     return reached
+
+
+def _attributes(node: ast.AST) -> set[str]:
+    """Every name by which a node may ask an object for a method: attributes, and texts for `getattr`."""
+    parts = list(ast.walk(node))
+    texts = {p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)}
+    return {p.attr for p in parts if isinstance(p, ast.Attribute)} | texts
+
+
+def _split(node: ast.stmt) -> tuple[ast.stmt, list[ast.FunctionDef]]:
+    """A class without the methods that only a call by name can reach, and those methods.
+
+    A class with a base counts whole: its base may call any of its methods.
+    """
+    if not isinstance(node, ast.ClassDef) or node.bases or node.keywords:
+        return node, []
+    methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("__")]
+    shell = copy.copy(node)
+    shell.body = [part for part in node.body if part not in methods]
+    return shell, methods
 
 
 @lru_cache
