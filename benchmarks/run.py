@@ -28,7 +28,10 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    torch.set_num_threads(
+        1
+    )  # With more, what is measured on a busy machine is threads that wait for each other.
+    print(f"torch {torch.__version__}, one thread, {platform.machine()}")
     print("The two sides of a ratio take turns; times are medians in seconds, ratios medians of ratios.\n")
     print(f"{'':75} {'ours':>10} {'other':>10} {'ratio':>8}  {'target':8} verdict")
     for name in MODULES:
