@@ -8,6 +8,9 @@ window.checks = {
       words: chart.querySelector(".chart-view").getAttribute("aria-label"),
       data: chart.querySelectorAll(".chart-data button").length,
       width: chart.querySelector(".chart-view svg").getBoundingClientRect().width,
+      beyond: [...chart.querySelectorAll(".chart-view svg text")].filter(
+        (each) => each.getBoundingClientRect().right > chart.querySelector("svg").getBoundingClientRect().right + 1,
+      ).length,
     })),
 
   formulas: () => ({

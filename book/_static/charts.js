@@ -10,8 +10,8 @@
 
   const isDark = () => document.documentElement.dataset.theme === "dark";
 
-  // The specification in the colours of the present theme; a chart's own choices win.
-  function themed(spec) {
+  // The specification in the colours of the present theme, for some width; a chart's own choices win.
+  function themed(spec, width) {
     const ink = isDark() ? INK.dark : INK.light;
     const text = JSON.stringify(spec);
     const copy = JSON.parse(isDark() ? text.replaceAll('"#000000"', '"#ffffff"') : text);
@@ -20,7 +20,7 @@
     copy.config = {
       ...own,
       axis: { domainColor: ink.line, tickColor: ink.line, gridColor: ink.grid, ...words, ...own.axis },
-      legend: { ...words, ...own.legend },
+      legend: { ...words, ...own.legend, ...(width < 480 ? { columns: 1 } : {}) },
       header: { ...words, ...own.header },
       title: { color: ink.text, subtitleColor: ink.text, ...own.title },
       text: { color: ink.text, ...own.text },
@@ -68,7 +68,7 @@
   }
 
   async function draw(chart) {
-    const spec = themed(chart.spec);
+    const spec = themed(chart.spec, chart.root.clientWidth);
     if (chart.view) {
       // What the reader has set stays set when the theme changes.
       for (const parameter of spec.params || []) {
