@@ -6,12 +6,11 @@
 #   make revalidate   carry stored results forward to code that repeats their witnesses
 #   make clean        remove what can be made again (not .venv, not the stored results)
 #
-# PYTHON=python3.12 names another Python; TORCH=cpu installs PyTorch without CUDA, which saves 4 GB.
+# PYTHON=python3.12 names another Python. A PyTorch that is in .venv already, such as one without CUDA, is kept.
 
 PYTHON ?= python3
-TORCH ?= default
 BIN := .venv/bin
-READY := .venv/.ready-$(TORCH)-$(shell cat requirements.txt pyproject.toml | cksum | tr ' ' '-')
+READY := .venv/.ready-$(shell cat requirements.txt pyproject.toml | cksum | tr ' ' '-')
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: book test bench revalidate clean
@@ -44,9 +43,6 @@ clean:
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("molrg needs Python 3.11 or later: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-ifeq ($(TORCH),cpu)
-	$(BIN)/python -m pip install $(shell grep -E '^(torch|torchvision)==' requirements.txt) --index-url https://download.pytorch.org/whl/cpu
-endif
 	$(BIN)/python -m pip install -r requirements.txt
 	$(BIN)/python -m pip install --no-deps -e .
 	rm -f .venv/.ready-*
