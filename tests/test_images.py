@@ -126,6 +126,13 @@ def test_truncated_npz(folder: Path) -> None:
         images.load(folder / "mine.npz")
 
 
+def test_lone_array_under_the_name_of_an_archive(folder: Path) -> None:
+    with (folder / "mine.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match=r"mine\.npz is not a readable \.npz"):
+        images.load(folder / "mine.npz")
+
+
 def write_folder(root: Path, mode: str) -> np.ndarray:
     pictures = arrays(None if mode == "L" else 3)["train_images"]
     for part in ("train", "test"):

@@ -103,11 +103,11 @@ def read_npz(path: str | Path) -> Images:
     path = Path(path)
     keys = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {
                 key: archive[key] for key in (*keys, "coarse_of_class", "coarse_names") if key in archive
             }
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:  # TypeError: a lone array
         raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
     missing = [key for key in keys if key not in arrays]
     if missing:
