@@ -180,6 +180,76 @@ def test_samples_of_given_classes_and_seeds() -> None:
     assert not torch.equal(mixture.sample(4, generator=generator(2), labels=labels)[0], x0)
 
 
+def test_labels_of_every_integer_kind() -> None:
+    mixture = MIXTURES["orthogonal"]
+    expected = mixture.sample(3, generator(), torch.tensor([2, 0, 1]))
+    kinds: list = [
+        [2, 0, 1],
+        (2, 0, 1),
+        np.array([2, 0, 1], dtype=np.uint16),
+        torch.tensor([2, 0, 1], dtype=torch.int32),
+        torch.tensor([2, 0, 1], dtype=torch.uint8),
+    ]
+    for labels in kinds:
+        x0, returned = mixture.sample(3, generator(), labels)
+        assert returned.dtype == torch.int64
+        assert torch.equal(returned, expected[1])
+        assert torch.equal(x0, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, 1.0, 2.0], "which are integers; got torch.float64"),
+        (torch.tensor([True, False, True]), "which are integers; got torch.bool"),
+        ("abc", "got str"),
+        ([[0], [1, 2], [0]], "got list"),
+        (1, r"got shape \(\)"),
+        ([0, 1], r"got shape \(2,\)"),
+        ([0, -1, 1], "got values from -1 to 1"),
+        (torch.tensor([0, 1, 3]), "got values from 0 to 3"),
+    ],
+)
+def test_wrong_labels(labels: object, message: str) -> None:
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\) and values 0 ... 2.*" + message):
+        MIXTURES["orthogonal"].sample(3, labels=labels)  # type: ignore[arg-type]
+
+
+def test_bases_are_copied() -> None:
+    bases = random_bases(6, [2, 2])
+    mixture = MoLRG(bases, 0.2)
+    before = [basis.clone() for basis in bases]
+    for basis in bases:
+        basis.zero_()
+    assert all(torch.equal(kept, was) for kept, was in zip(mixture.bases, before, strict=True))
+    np.testing.assert_allclose(mixture.covariance(0), dense_covariance(mixture, 0), atol=1e-12)
+
+
+def test_bases_may_deviate_by_rounding_alone() -> None:
+    """QR of 5000 rows passes; a deviation that would show in the densities is refused."""
+    g = generator()
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        bases = torch.linalg.qr(torch.randn(5000, 40, generator=g, dtype=dtype)).Q.split(20, 1)
+        assert MoLRG(bases, 0.2).is_orthogonal
+        with pytest.raises(ValueError, match=rf"bases\[1\].*more than {tolerance:g}"):
+            MoLRG([bases[0], bases[1] * (1 + 2 * tolerance)], 0.2)
+        tilted = torch.linalg.qr(bases[1] + 4 * tolerance * bases[0]).Q
+        assert not MoLRG([bases[0], tilted], 0.2).is_orthogonal
+
+
+def test_float32_density_agrees_with_its_covariance() -> None:
+    """Bases at the edge of what is accepted: |U^T U - I| = 9e-6."""
+    u = torch.linalg.qr(torch.randn(30, 10, generator=generator())).Q * (1 + 4.5e-6)
+    mixture = MoLRG(u.split(5, 1), 0.2)
+    sigma, x = 0.1, points(mixture, 0.1).double()
+    noise = sigma**2 * torch.eye(30, dtype=torch.float64)
+    logs = [
+        multivariate_normal(cov=(mixture.covariance(k) + noise).numpy()).logpdf(x.numpy()) - math.log(2)
+        for k in range(2)
+    ]
+    np.testing.assert_allclose(mixture.log_prob(x, sigma), np.logaddexp(*logs), atol=0.01)
+
+
 def test_limits_of_posterior_mean() -> None:
     mixture = MIXTURES["orthogonal"]
     x0, _ = mixture.sample(50, generator=generator(1))
@@ -272,11 +342,14 @@ def test_orthogonal_bases_are_orthonormal() -> None:
     ("arguments", "message"),
     [
         ({"delta": 1.0}, "delta must lie strictly between 0 and 1, got 1.0"),
-        ({"delta": "0.2"[::-1] + "x"}, "delta must lie strictly between 0 and 1"),
+        ({"delta": "0.2"}, "delta must lie strictly between 0 and 1, got '0.2'"),
+        ({"delta": torch.tensor([0.2, 0.3])}, "delta must lie strictly between 0 and 1"),
         ({"num_classes": 1}, "num_classes must be an integer >= 2, got 1"),
         ({"rank": 2.0}, "rank must be an integer >= 1, got 2.0"),
         ({"num_classes": 6, "dim": 11, "rank": 2}, r"num_classes \* rank <= dim, got 6 \* 2 > 11"),
         ({"background": "spam"}, "background must be 'span' or 'complement', got 'spam'"),
+        ({"background": np.array(["span"])}, "background must be 'span' or 'complement', got array"),
+        ({"background": np.array(["span", "span"])}, "background must be 'span' or 'complement', got array"),
     ],
 )
 def test_wrong_settings(arguments: dict, message: str) -> None:
@@ -295,6 +368,14 @@ def test_wrong_bases_and_priors() -> None:
     for priors in ([0.5, 0.6], [1.0, 0.0], [0.2, 0.3, 0.5]):
         with pytest.raises(ValueError, match="priors must be 2 positive numbers with sum 1"):
             MoLRG(good, 0.2, priors)
+    with pytest.raises(ValueError, match="priors must be 2 positive numbers with sum 1, got 'a'"):
+        MoLRG(good, 0.2, "a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"bases must be a sequence of 2 or more tensors.*got NoneType"):
+        MoLRG(None, 0.2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"bases\[1\] must be a float32 or float64 tensor.*got ndarray$"):
+        MoLRG([good[0], good[1].numpy()], 0.2)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"bases\[0\].*got torch.float16 \(6, 2\)$"):
+        MoLRG([basis.half() for basis in good], 0.2)
 
 
 def test_wrong_inputs() -> None:
@@ -310,7 +391,17 @@ def test_wrong_inputs() -> None:
     for shape in (torch.ones(1, 1), torch.ones(0)):
         with pytest.raises(ValueError, match="sigma must be a positive number or a non-empty 1-D array"):
             mixture.log_prob(x, shape)
-    with pytest.raises(ValueError, match="sigma must be a positive number or a 1-D array"):
-        mixture.log_prob(x, "much")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"labels must have shape \(3,\) and values 0 ... 2"):
-        mixture.sample(3, labels=torch.tensor([0, 1, 3]))
+    wrong: list = ["much", None, True, [True], [0.5, False], np.array([True]), torch.tensor(True), 10**400]
+    for sigma in wrong:
+        with pytest.raises(ValueError, match="sigma must be a positive number or a 1-D array"):
+            mixture.log_prob(x, sigma)
+    for sigma in (1e-13, 1e13, [0.5, 1e200]):
+        with pytest.raises(ValueError, match="sigma must lie from 1e-12 to 1e\\+12, got"):
+            mixture.log_prob(x, sigma)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lowest_and_highest_levels(mixture: MoLRG, dtype: torch.dtype) -> None:
+    x = points(mixture, 0.5).to(dtype)
+    for name in ("log_prob", "posterior_weights", "posterior_mean", "score"):
+        assert getattr(mixture, name)(x, [1e-12, 1e12]).isfinite().all()

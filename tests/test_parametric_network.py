@@ -127,6 +127,14 @@ def test_neighbourhoods_lie_in_the_classes() -> None:
     assert experiment._recovery(mixture, denoiser) > 0.9
 
 
+def test_many_classes_need_few_samples_each(tmp_path: Path) -> None:
+    """Fewer than 10 d samples of a class, the size of its neighbourhood where there are more."""
+    many = SMOKE | {"num_classes": 10, "rank": 6, "dim": 60, "train_size": 300, "test_size": 100}
+    many |= {"epochs": 1, "seeds": 1, "restarts": 1}
+    found = experiment.run(**many, workdir=tmp_path)
+    assert np.isfinite(found["snr"]).all()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -135,7 +143,7 @@ def test_neighbourhoods_lie_in_the_classes() -> None:
         ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         ({"test_size": 5}, "test_size must be an integer >= 6, got 5"),
-        ({"train_size": 4}, "train_size must be an integer >= 150, got 4"),
+        ({"train_size": 4}, "train_size must be an integer >= 60, got 4"),
         ({"delta": 1.0}, "delta must lie strictly between 0 and 1"),
         ({"dim": 14}, r"num_classes \* rank <= dim"),
     ],

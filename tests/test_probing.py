@@ -72,6 +72,31 @@ def test_a_stopped_run_goes_on(
         np.testing.assert_array_equal(again[name], expected[name])
 
 
+def test_changed_data_are_computed_anew(tmp_path: Path) -> None:
+    """The same path, other labels or images: nothing stored in the folder of checkpoints is taken up."""
+    g = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    pictures = np.clip(60 * labels[:, None, None] + g.normal(40, 20, (60, 8, 8)), 0, 255).astype(np.uint8)
+    small = probing.settings(str(tmp_path / "three.npz"), "mlp", seeds=1, smoke=True) | {"steps": 5}
+
+    def run(images: np.ndarray, kinds: np.ndarray, workdir: str) -> dict[str, Any]:
+        arrays = {
+            "train_images": images[:40],
+            "train_labels": kinds[:40],
+            "test_images": images[40:],
+            "test_labels": kinds[40:],
+        }
+        np.savez(tmp_path / "three.npz", **arrays, class_names=np.array(["dark", "grey", "bright"]))
+        return probing.run(**small, workdir=tmp_path / workdir)
+
+    first = run(pictures, labels, "shared")
+    shuffled = run(pictures, g.permutation(labels), "shared")
+    assert shuffled["linear"].mean() < first["linear"].mean() - 0.2
+    darker = run(pictures // 2, labels, "shared")
+    np.testing.assert_array_equal(darker["losses"], run(pictures // 2, labels, "alone")["losses"])
+    assert darker["losses"] != first["losses"]
+
+
 def test_unet_on_an_npz_of_colour_images(tmp_path: Path) -> None:
     g = np.random.default_rng(0)
     labels = np.arange(60) % 3

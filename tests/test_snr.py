@@ -209,6 +209,14 @@ def test_theorem_limits() -> None:
         assert float(snr.exact(k, 5, delta, 1e5, True)) == pytest.approx(1 / (k - 1), rel=1e-6)
 
 
+def test_lowest_and_highest_levels() -> None:
+    for k, d, delta, noisy in product([2, 1000], [1, 200], [0.01, 0.95], [True, False]):
+        low = 1 / ((k - 1) * delta**2)
+        ends = torch.tensor([low, 1 / (k - 1) if noisy else low], dtype=torch.float64)
+        for function in (snr.exact, snr.theorem):
+            torch.testing.assert_close(function(k, d, delta, [1e-12, 1e12], noisy), ends, rtol=1e-8, atol=0)
+
+
 def test_theorem_by_its_definition() -> None:
     """Theorem 1 is the SNR of the denoiser whose weights are the softmax of the mean energies."""
     for k, d, delta, sigma, noisy in product([2, 7], [1, 9], [0.1, 0.6], [0.1, 1.0, 9.0], [True, False]):
@@ -285,8 +293,53 @@ def test_wrong_arguments(arguments: tuple, message: str) -> None:
         snr.exact(*arguments)
 
 
+@pytest.mark.parametrize("noisy", ["no", 0, None, [True]])
+def test_noisy_input_is_true_or_false(noisy: object) -> None:
+    mixture = MoLRG.orthogonal(generator=generator())
+    for call in (
+        lambda: snr.theorem(3, 5, 0.2, 0.5, noisy),  # type: ignore[arg-type]
+        lambda: snr.exact(3, 5, 0.2, 0.5, noisy),  # type: ignore[arg-type]
+        lambda: snr.estimate(mixture, mixture, 0.5, 10, noisy),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="noisy_input must be True or False, got"):
+            call()
+
+
+def test_noisy_input_may_be_a_numpy_bool() -> None:
+    for function in (snr.theorem, snr.exact):
+        for noisy in (True, False):
+            assert function(3, 5, 0.2, 0.5, np.bool_(noisy)) == function(3, 5, 0.2, 0.5, noisy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("denominator", ["residual", "classes"])
+@pytest.mark.parametrize("average", ["classes", "pooled", "none"])
+def test_nothing_in_the_denominator_is_an_infinite_snr(
+    dtype: torch.dtype, denominator: str, average: str
+) -> None:
+    """A denoiser into one class: infinite for it, and what is not zero stays finite."""
+    mixture = MoLRG.orthogonal(2, 5, 50, 0.2, generator=generator(), dtype=dtype)
+    a, b = mixture.bases
+
+    def own(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        first = ((x @ a).square().sum(1) > (x @ b).square().sum(1)).to(x.dtype)[:, None]
+        return first * (x @ a @ a.T) + (1 - first) * (x @ b @ b.T)
+
+    arguments = (mixture, 0.5, 100, False, denominator, average)
+    assert snr.estimate(own, *arguments, generator=generator()).value.isinf().all()
+    almost = snr.estimate(lambda x, s: own(x, s) + 1e-4 * x @ (a @ a.T + b @ b.T), *arguments, generator())
+    assert almost.value.isfinite().all()
+
+
 def test_wrong_denoiser() -> None:
     mixture = MoLRG.orthogonal(generator=generator())
+    for wrong, named in (
+        (lambda x, sigma: x.double(), "torch.float64"),
+        (lambda x, sigma: x.numpy(), "ndarray"),
+        (lambda x, sigma: None, "NoneType"),
+    ):
+        with pytest.raises(ValueError, match=f"must return a tensor of torch.float32.*, got {named}"):
+            snr.estimate(wrong, mixture, 0.5, 10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the denoiser must return shape \(10, 50\), got \(10, 49\)"):
         snr.estimate(lambda x, sigma: x[:, 1:], mixture, 0.5, 10)
     with pytest.raises(ValueError, match="average must be 'classes' or 'pooled' or 'none', got 'mean'"):

@@ -10,15 +10,20 @@ from torch import Tensor
 Levels = float | Sequence[float] | np.ndarray | Tensor
 """A noise level sigma > 0, or a 1-D array of S of them."""
 
+LOWEST, HIGHEST = 1e-12, 1e12  # of noise levels: 1/sigma^2 times an energy stays far inside float32
+
 
 def noise_levels(sigma: Levels) -> tuple[Tensor, bool]:
     """Return sigma as a float64 CPU tensor (S,), and whether it was a scalar (then S = 1).
 
-    Raises ValueError unless every level is finite and positive, and sigma is a scalar or 1-D.
+    Raises ValueError unless every level is a number from 1e-12 to 1e12, and sigma is a scalar or 1-D.
     """
+    parts = sigma if isinstance(sigma, list | tuple) else [sigma]
+    if any(isinstance(part, bool) or str(getattr(part, "dtype", "")).endswith("bool") for part in parts):
+        raise ValueError(f"sigma must be a positive number or a 1-D array of them, got the boolean {sigma!r}")
     try:
         levels = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"sigma must be a positive number or a 1-D array of them, got {sigma!r}") from error
     if levels.ndim > 1 or levels.numel() == 0:
         raise ValueError(
@@ -32,6 +37,12 @@ def noise_levels(sigma: Levels) -> tuple[Tensor, bool]:
         raise ValueError(
             f"sigma must be finite and positive, got {levels[wrong][0].item():g}; "
             "for the noise-free limit pass a small level such as 1e-3"
+        )
+    wrong = (levels < LOWEST) | (levels > HIGHEST)
+    if wrong.any():
+        raise ValueError(
+            f"sigma must lie from {LOWEST:g} to {HIGHEST:g}, got {levels[wrong][0].item():g}; "
+            "the data have unit scale, so that levels from 1e-3 to 1e3 show both limits"
         )
     return levels, scalar
 
@@ -50,16 +61,23 @@ def fraction(name: str, value: Any) -> float:
     """Return `value` as a float strictly between 0 and 1; raises ValueError otherwise."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         number = float("nan")
-    if isinstance(value, bool) or not 0 < number < 1:
+    if isinstance(value, bool | str | bytes) or not 0 < number < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}")
     return number
 
 
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` as a bool; raises ValueError unless it is Python's or NumPy's True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """Return `value` if it is one of `allowed`; raises ValueError that lists them otherwise."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         options = " or ".join(repr(option) for option in allowed)
         raise ValueError(f"{name} must be {options}, got {value!r}")
     return str(value)

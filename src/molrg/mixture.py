@@ -13,6 +13,8 @@ from molrg.arguments import Levels, choice, fraction, integer, noise_levels
 BACKGROUNDS = ("span", "complement")
 CHUNK = 1 << 20
 """Numbers of workspace per array and chunk of rows: 4 MiB in float32, about a core's cache."""
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
+"""Largest entry of U^T U - I that is taken for rounding: QR of thousands of rows leaves a tenth or less."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class MoLRG:
     ----------
     bases
         K >= 2 tensors U_k of shape (n, d_k) with orthonormal columns. Angles between the classes and
-        unequal ranks are allowed. They also set the dtype and the device of samples.
+        unequal ranks are allowed. They also set the dtype and the device of samples. They are copied;
+        |U_k^T U_k - I| may reach 1e-5 in float32 and 1e-10 in float64.
     delta
         Scale of the background, 0 < delta < 1.
     priors
@@ -102,7 +105,13 @@ class MoLRG:
         priors: Sequence[float] | np.ndarray | Tensor | None = None,
         background: str = "span",
     ) -> None:
-        self.bases = tuple(_orthonormal(k, basis) for k, basis in enumerate(bases))
+        try:
+            given = list(bases)
+        except TypeError:
+            raise ValueError(
+                f"bases must be a sequence of 2 or more tensors (n, d_k), got {type(bases).__name__}"
+            ) from None
+        self.bases = tuple(_orthonormal(k, basis) for k, basis in enumerate(given))
         if len(self.bases) < 2:
             raise ValueError(f"bases must hold at least 2 classes, got {len(self.bases)}")
         if len({(len(basis), basis.dtype, basis.device) for basis in self.bases}) > 1:
@@ -180,12 +189,16 @@ class MoLRG:
     # --- what the mixture does ----------------------------------------------------------------------
 
     def sample(
-        self, n: int, generator: torch.Generator | None = None, labels: Tensor | None = None
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        labels: Sequence[int] | np.ndarray | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw n points: x_0 of shape (n, dim) and their labels (n,), int64.
 
-        With `labels` (n,) given, draws from those classes instead of from the priors. Numbers are
-        drawn on the generator's device and moved to that of the bases.
+        With `labels` given, n integers from 0 to K - 1, draws from those classes instead of from the
+        priors; raises ValueError for others. Numbers are drawn on the generator's device and moved to
+        that of the bases.
         """
         integer("n", n, 1)
         like = self.bases[0]
@@ -193,22 +206,19 @@ class MoLRG:
         device = like.device if generator is None else generator.device
         if labels is None:
             pi = self.priors.to(torch.float32).to(device)
-            labels = torch.multinomial(pi, n, replacement=True, generator=generator)
-        elif labels.shape != (n,) or labels.min() < 0 or labels.max() >= self.num_classes:
-            raise ValueError(
-                f"labels must have shape ({n},) and values 0 ... {self.num_classes - 1}, "
-                f"got shape {tuple(labels.shape)}"
-            )
-        labels = labels.to(like.device)
+            drawn = torch.multinomial(pi, n, replacement=True, generator=generator)
+        else:
+            drawn = _labels(labels, n, self.num_classes)
+        drawn = drawn.to(like.device)
         width = self.dim if frame.basis is None else frame.basis.shape[1]
         x0 = torch.empty(n, self.dim, dtype=like.dtype, device=like.device)
         for rows in row_chunks(n, max(width, self.dim)):
             g = gaussian((rows.stop - rows.start, width), like, generator)
-            own = torch.nn.functional.one_hot(labels[rows], self.num_classes).to(like.dtype)
+            own = torch.nn.functional.one_hot(drawn[rows], self.num_classes).to(like.dtype)
             # The square root of Sigma_k is P_k + delta (P_S - P_k), and P_S x_0 = x_0.
             s = frame.combine(g, frame.project(g), own, keep=self.delta, gain=1 - self.delta)
             x0[rows] = frame.lift(s)
-        return x0, labels
+        return x0, drawn
 
     def log_prob(self, x: Tensor, sigma: Levels) -> Tensor:
         r"""Return log p_sigma(x), the log-density of x_sigma: (N,) or (S, N).
@@ -296,9 +306,8 @@ class MoLRG:
         stacked = torch.cat(blocks, dim=1)
         rounding = torch.finfo(self.bases[0].dtype).eps
         gram = stacked.T @ stacked
-        self._is_orthogonal = bool(
-            (gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max() < 100 * rounding
-        )
+        deviation = (gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max().item()
+        self._is_orthogonal = deviation <= ROUNDING[self.bases[0].dtype]
         u, values, _ = torch.linalg.svd(stacked, full_matrices=False)
         u = u[:, values > max(stacked.shape) * rounding * values[0]]
         self._support_dim = u.shape[1]
@@ -402,23 +411,46 @@ def _like(values: Tensor, x: Tensor) -> Tensor:
 
 def _orthonormal(k: int, basis: Tensor) -> Tensor:
     if not isinstance(basis, Tensor) or basis.dtype not in (torch.float32, torch.float64) or basis.ndim != 2:
-        raise ValueError(f"bases[{k}] must be a float32 or float64 tensor of shape (n, d), got {basis!r}")
+        kind = f"{basis.dtype} {tuple(basis.shape)}" if isinstance(basis, Tensor) else type(basis).__name__
+        raise ValueError(f"bases[{k}] must be a float32 or float64 tensor of shape (n, d), got {kind}")
     if not 0 < basis.shape[1] <= basis.shape[0]:
         raise ValueError(f"bases[{k}] must have 1 to n columns, got shape {tuple(basis.shape)}")
     u = basis.detach().to("cpu", torch.float64)
     error = (u.T @ u - torch.eye(u.shape[1], dtype=u.dtype)).abs().max().item()
-    if not error <= math.sqrt(torch.finfo(basis.dtype).eps):
+    if not error <= ROUNDING[basis.dtype]:
         raise ValueError(
-            f"bases[{k}] must have orthonormal columns, but |U^T U - I| reaches {error:.2g}; "
-            "orthonormalise it with torch.linalg.qr(basis).Q"
+            f"bases[{k}] must have orthonormal columns, but |U^T U - I| reaches {error:.2g}, more than "
+            f"{ROUNDING[basis.dtype]:g}; orthonormalise it with torch.linalg.qr(basis).Q"
         )
-    return basis.detach()
+    return basis.detach().clone()
+
+
+def _labels(labels: Sequence[int] | np.ndarray | Tensor, n: int, num_classes: int) -> Tensor:
+    """Labels of any integer type as an int64 tensor (n,)."""
+    allowed = f"labels must have shape ({n},) and values 0 ... {num_classes - 1}"
+    try:
+        given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.array(labels))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{allowed}, got {type(labels).__name__}: {error}") from None
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+        raise ValueError(f"{allowed}, which are integers; got {given.dtype}")
+    if given.shape != (n,):
+        raise ValueError(f"{allowed}, got shape {tuple(given.shape)}")
+    given = given.to(torch.int64)
+    if given.min() < 0 or given.max() >= num_classes:
+        raise ValueError(f"{allowed}, got values from {given.min()} to {given.max()}")
+    return given
 
 
 def _priors(priors: Sequence[float] | np.ndarray | Tensor | None, num_classes: int) -> Tensor:
     if priors is None:
         return torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
-    pi = torch.as_tensor(priors, dtype=torch.float64, device="cpu").detach()
+    try:
+        pi = torch.as_tensor(priors, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"priors must be {num_classes} positive numbers with sum 1, got {priors!r}"
+        ) from None
     if pi.shape != (num_classes,) or not (pi > 0).all() or not abs(pi.sum().item() - 1) <= 1e-6:
         raise ValueError(
             f"priors must be {num_classes} positive numbers with sum 1, got {pi.tolist()}; "

@@ -17,7 +17,7 @@ import torch
 from scipy.special import expit, gammaln
 from torch import Tensor
 
-from molrg.arguments import Levels, choice, fraction, integer, noise_levels
+from molrg.arguments import Levels, boolean, choice, fraction, integer, noise_levels
 from molrg.mixture import BACKGROUNDS, Frame, MoLRG, energies, gaussian, row_chunks
 
 DENOMINATORS = ("residual", "classes")
@@ -34,10 +34,11 @@ def theorem(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_inpu
     with C = (1+sigma^2)/(delta^2+sigma^2) for noisy and 1/delta^2 for clean input. It puts the softmax
     of the mean energies in place of the mean of the softmax; both denominators give the same value.
 
-    Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1 and sigma > 0.
-    Source: Theorem 1 of the paper.
+    Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1, sigma is in [1e-12, 1e12] and
+    noisy_input is True or False. Source: Theorem 1 of the paper.
     """
     num_classes, rank, delta = _model(num_classes, rank, delta)
+    noisy_input = boolean("noisy_input", noisy_input)
     levels, scalar = noise_levels(sigma)
     s2, d2 = levels.numpy() ** 2, delta**2
     gap = rank * (1 - d2) ** 2 / (2 * (1 + s2) * (d2 + s2))
@@ -78,6 +79,7 @@ def exact(
     Raises ValueError for arguments outside their ranges, or if `dim` is missing or below K d.
     """
     num_classes, rank, delta = _model(num_classes, rank, delta)
+    noisy_input = boolean("noisy_input", noisy_input)
     choice("denominator", denominator, DENOMINATORS)
     choice("background", background, BACKGROUNDS)
     needs_dim = denominator == "residual" and background == "complement"
@@ -124,7 +126,8 @@ def estimate(
     Parameters
     ----------
     denoiser
-        A callable (x, sigma) -> (N, n) with a float sigma, or a mixture, whose optimal denoiser is then
+        A callable (x, sigma) -> (N, n) with a float sigma, which returns the dtype of x; or a mixture,
+        which stands for its posterior mean. That of `mixture` itself, if its classes are orthogonal, is
         taken through block energies, without forming denoised vectors.
     sigma
         A level or (S,). Points and noise are shared by all levels (x_sigma = x_0 + sigma eps).
@@ -136,14 +139,17 @@ def estimate(
     -------
     Estimate
         `value` and `standard_error` (delta method for the ratio), float64, () or (S,), with K appended
-        for "none".
+        for "none". Where denoised vectors have no energy in the denominator but that of their rounding
+        (16 eps)^2, the value is infinite and its error nan.
 
     Raises
     ------
     ValueError
-        For arguments outside their ranges, or a denoiser that returns another shape than that of x.
+        For arguments outside their ranges, or a denoiser that returns anything but a tensor of the
+        shape and dtype of x.
     """
     integer("num_samples", num_samples, 2)
+    noisy_input = boolean("noisy_input", noisy_input)
     choice("denominator", denominator, DENOMINATORS)
     choice("average", average, AVERAGES)
     levels, scalar = noise_levels(sigma)
@@ -163,6 +169,8 @@ def estimate(
                 else:
                     pair = _denoised_energies(call, frame, x0, noise, levels, k, denominator)
                 sums[:, :, k] += _power_sums(*pair).cpu()
+    if not optimal:  # what subtraction leaves of zero is rounding
+        sums[1, sums[1] <= (16 * torch.finfo(like.dtype).eps) ** 2 * sums[0]] = 0
     return _ratios(sums / num_samples, num_samples, mixture.priors, average, scalar)
 
 
@@ -267,6 +275,9 @@ def _denoised_energies(
     for level in levels.tolist():
         x = x0 if noise is None else torch.add(x0, noise, alpha=level)
         f = denoiser(x, level)
+        if not isinstance(f, Tensor) or f.dtype != x.dtype:
+            kind = f.dtype if isinstance(f, Tensor) else type(f).__name__
+            raise ValueError(f"the denoiser must return a tensor of {x.dtype}, the dtype of x, got {kind}")
         if f.shape != x.shape:
             raise ValueError(f"the denoiser must return shape {tuple(x.shape)}, got {tuple(f.shape)}")
         if denominator == "classes":

@@ -67,7 +67,8 @@ def run(
     integer("restarts", restarts, 1)
     integer("seeds", seeds, 1)
     integer("epochs", epochs, 1)
-    integer("train_size", train_size, 10 * num_classes * rank)
+    # So many that every class has more than d samples, up to a chance of about 1e-5 a class.
+    integer("train_size", train_size, num_classes * (2 * rank + 10))
     integer("test_size", test_size, 2 * num_classes)
     steps = max(1, epochs * train_size // integer("batch_size", batch_size, 1))
     levels = noise.paper_levels()
@@ -151,7 +152,7 @@ def _neighbourhoods(x0: Tensor, num_classes: int, rank: int, generator: torch.Ge
     The first sample is drawn, each next one is the one whose direction the blocks so far hold least of.
     """
     directions = torch.nn.functional.normalize(x0)
-    neighbours = min(10 * rank, len(x0))
+    neighbours = min(10 * rank, len(x0) // num_classes)  # no more than a class has
     anchor = int(torch.randint(len(x0), (), generator=generator))
     held = torch.zeros(len(x0))
     blocks = []

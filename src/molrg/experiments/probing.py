@@ -6,6 +6,7 @@ linear probes and nearest-subspace classifiers on each layer, a fresh classifier
 (posterior accuracy), and the class SNR of the features.
 """
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,8 @@ def run(
     `unet` (`width` channels at the top of three levels, `depth` layers in each block). Training takes `steps`
     batches of `batch_size` from the whole training set. Probes are fitted to `probe_samples` training images
     and tested on `test_samples` test images, or as many as there are. On the best layer of the clean input
-    they are fitted once more to each number of images in `sample_sizes`.
+    they are fitted once more to each number of images in `sample_sizes`. What `workdir` holds of a stopped
+    run is taken up only where the images, labels and class names are the same.
 
     Returns, with axes R = seeds, I = inputs (INPUTS), S = levels, L = layers, M = MISMATCHED:
     `linear`, `linear_train`, `subspace`, `snr`, `csnr`, `between`, `rank` (R, I, S, L) are the accuracies of
@@ -71,11 +73,12 @@ def run(
     integer("probe_samples", probe_samples, 10)
     integer("test_samples", test_samples, 1)
     data = images.load(dataset)
+    folder = Path(workdir) / _digest(data)  # figures and checkpoints of changed data are left alone
     runs = []
     for seed in range(seeds):
-        file = Path(workdir) / f"figures-{seed}.npz"
+        file = folder / f"figures-{seed}.npz"
         if not file.exists():
-            denoiser, loss = _trained(data, network, width, depth, steps, batch_size, seed, Path(workdir))
+            denoiser, loss = _trained(data, network, width, depth, steps, batch_size, seed, folder)
             figures = _figures(denoiser, data, levels, probe_samples, test_samples, sample_sizes, seed)
             _save(file, {**figures, "losses": np.array(loss)})
         with np.load(file, allow_pickle=False) as stored:
@@ -345,6 +348,15 @@ def _rank(values: Tensor) -> Tensor:
     centred = values - values.mean(1, keepdim=True)
     gram = centred.mT @ centred
     return gram.diagonal(dim1=1, dim2=2).sum(1).square() / gram.square().sum((1, 2))
+
+
+def _digest(data: images.Images) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of all images, labels and class names."""
+    digest = hashlib.sha256(repr((data.shape, data.class_names)).encode())
+    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        digest.update(repr(part.shape).encode())
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _save(file: Path, arrays: dict[str, Any]) -> None:
