@@ -1,6 +1,7 @@
 """A page's parameters are checked before any work, and a mistake is explained."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -161,3 +162,26 @@ def test_defaults_are_plain_literals(text: Path) -> None:
 def test_outside_a_notebook_a_namespace_is_needed() -> None:
     with pytest.raises(RuntimeError, match="inside a notebook"):
         Page.read("theory/page")
+
+
+def in_notebook(monkeypatch: pytest.MonkeyPatch, added: str, **names: Any) -> Page:
+    history = SimpleNamespace(input_hist_parsed=["", 'size = "default"', added, "p = Page.read(...)"])
+    hidden = {"exit": 3}
+    shell = SimpleNamespace(user_ns=GIVEN | hidden | names, user_ns_hidden=hidden, history_manager=history)
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
+    return Page.read("theory/page")
+
+
+@pytest.mark.parametrize(
+    ("added", "name"), [("torch = 3", "torch"), ("_sed = 4", "_sed"), ("exit = 3", "exit"), ("p = 3", "p")]
+)
+def test_an_unknown_parameter_that_the_kernel_hides_is_named(
+    monkeypatch: pytest.MonkeyPatch, added: str, name: str
+) -> None:
+    with pytest.raises(ParameterError, match=f"unknown parameter '{name}'"):
+        in_notebook(monkeypatch, f"# Parameters\nnum_classes = 4\n{added}\n", torch=pytest, _sed=4)
+
+
+def test_known_parameters_and_other_cells_of_a_notebook_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_notebook(monkeypatch, "# Parameters\nnum_classes = 4\n", num_classes=4).num_classes == 4
+    assert in_notebook(monkeypatch, "torch = 3", torch=pytest).is_default

@@ -10,7 +10,8 @@ defaults are written. The next cell gives types and ranges, and reads the values
     p = Page.read("theory/snr")
 
 `papermill page.ipynb out.ipynb -p num_clases 10` only warns about an unknown name and lets a wrong type
-through. Here every public name that the kernel holds is a parameter or a mistake, and a mistake raises.
+through. Here every public name that the kernel holds, and every name in the cell that papermill adds, is a
+parameter or a mistake, and a mistake raises.
 """
 
 import ast
@@ -61,6 +62,8 @@ class Page(BaseModel):
         """
         names = _notebook_names() if namespace is None else namespace
         values = {name: value for name, value in names.items() if _is_plain(value)}
+        if namespace is None:  # an unknown parameter may be hidden: private, or rebound by an import
+            values |= {name: None for name in _injected_names() if name not in cls.model_fields}
         try:
             page = cls(**values)
         except ValidationError as error:
@@ -120,12 +123,25 @@ def _literals(source: str) -> dict[str, Any]:
 
 
 def _notebook_names() -> dict[str, Any]:
+    shell = _shell()
+    return {k: v for k, v in shell.user_ns.items() if not k.startswith("_") and k not in shell.user_ns_hidden}
+
+
+def _injected_names() -> set[str]:
+    """The names bound by the cells that papermill added, which begin with its comment `# Parameters`."""
+    cells = _shell().history_manager.input_hist_parsed
+    added = (cell for cell in cells if cell.startswith("# Parameters\n"))
+    nodes = (node for cell in added for node in ast.walk(ast.parse(cell)))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def _shell() -> Any:
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
     if shell is None:
         raise RuntimeError("Page.read works inside a notebook; elsewhere pass namespace={name: value, ...}")
-    return {k: v for k, v in shell.user_ns.items() if not k.startswith("_") and k not in shell.user_ns_hidden}
+    return shell
 
 
 def _is_plain(value: Any) -> bool:
