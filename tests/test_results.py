@@ -45,8 +45,10 @@ class Counter:
     def twice(self):
         return SCALE * self.start
 
-    def never(self):
-        return 0
+    def half(self):
+        return self.start / SCALE
+
+    fraction = half
 
 
 def run(number, noise=0.5, seeds=(0, 1), *, workdir):
@@ -59,7 +61,7 @@ def run(number, noise=0.5, seeds=(0, 1), *, workdir):
 
 TORCH = """
 class cuda:
-    is_available = staticmethod(lambda: False)
+    is_initialized = staticmethod(lambda: False)
 
 __version__ = "0"
 """
@@ -166,7 +168,8 @@ class TestStore:
         assert "DamagedResult" in process.communicate(timeout=60)[1]
         assert process.returncode == 1
         assert runs(package) == ["1", "3"]
-        assert command("status") == (1, f"trial/{path.name}: FAILED: {caught.value}\n")
+        said = f"trial/{path.name}: FAILED: DamagedResult: {caught.value}\n"
+        assert command("status") == (1, said)
 
     @pytest.mark.parametrize("kept", [0, 1, 0.5, -1])
     def test_a_truncated_file_is_found(self, package: Path, kept: float) -> None:
@@ -194,9 +197,61 @@ class TestStore:
         call()
         edit(package, '"""Twice the number."""', '"""The number, twice."""  # said otherwise')
         edit(package, "def unrelated():\n    return 1", "def unrelated():\n    return 2")
-        edit(package, "return 0", "return 1")  # a method that nothing calls
         assert call(f"print({CALL}.stale)") == "False\n"
         assert command("status")[0] == 0
+
+    def test_a_method_counts_under_whatever_name_it_is_called(self, package: Path) -> None:
+        edit(package, "return Counter(number).twice()", "return Counter(number).fraction * 0 + 6")
+        edit(package, "fraction = half", "fraction = property(half)")
+        call()
+        edit(package, "return self.start / SCALE", "return self.start / SCALE / 2")
+        assert call(f"print({CALL}.stale)") == "True\n"
+
+    def test_functions_of_one_name_in_modules_of_one_name_are_kept_apart(self, package: Path) -> None:
+        other = package / "src" / "molrg" / "others" / "trial.py"
+        other.parent.mkdir()
+        other.write_text(EXPERIMENT.replace("SCALE = 2", "SCALE = 7") + "\nwalk = run\n")
+        call()
+        again = CALL.replace("trial.run", "others_trial.run")
+        code = f"from molrg.others import trial as others_trial; print({again}.value['double'])"
+        assert call(code) == "21\n"
+        assert len(list((package / "results" / "trial").glob("*.json"))) == 2
+
+    def test_a_result_of_another_call_is_refused(self, package: Path) -> None:
+        call()
+        first = stored(package)
+        call(CALL.replace("'number': 3", "'number': 4"))
+        (second,) = [path for path in first.parent.glob("*.json") if path != first]
+        second.replace(first)
+        process = start()
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 1
+        assert "DamagedResult" in said
+        assert "'number': 4" in said
+        assert runs(package) == ["1", "3", "1", "4"]
+
+    def test_an_edit_during_a_run_loses_nothing_and_shows(self, package: Path) -> None:
+        process = start(f"r = {CALL}; print(r.value['double'], r.stale)", PAUSE="1.5")
+        while not (package / "runs").exists():
+            time.sleep(0.02)
+        edit(package, "SCALE = 2", "SCALE = 4")
+        out, err = process.communicate(timeout=60)
+        assert out == "6 True\n", err
+        assert call(f"r = {CALL}; print(r.value['double'], r.stale)") == "6 True\n"
+        assert command("status")[0] == 1
+
+    def test_code_that_was_edited_after_its_import_computes_nothing(self, package: Path) -> None:
+        path = package / "src" / "molrg" / "trial.py"
+        code = f"""
+            import pathlib
+            path = pathlib.Path({str(path)!r})
+            path.write_text(path.read_text().replace("SCALE = 2", "SCALE = 4"))
+            {CALL}
+        """
+        process = start(code)
+        said = process.communicate(timeout=60)[1]
+        assert "molrg.trial.run was edited after it was imported: start again" in said
+        assert not (package / "runs").exists()
 
     def test_code_that_repeats_the_witness_carries_the_result_forward(self, package: Path) -> None:
         call()
@@ -220,6 +275,33 @@ class TestStore:
         assert command("revalidate")[0] == 0
         assert call(f"print({CALL}.value['double'])") == "6\n"
         assert runs(package) == ["1", "3", "1"]
+
+    @pytest.mark.parametrize("how", ["revalidate", "recompute"])
+    def test_a_moved_result_leaves_one_file_and_replaces_no_other(self, package: Path, how: str) -> None:
+        call()
+        old = stored(package)
+        edit(package, "seeds=(0, 1), *", "seeds=(0, 1), mode='plain', *")
+        before = old.read_bytes()
+        call()
+        (new,) = [path for path in old.parent.glob("*.json") if path != old]
+        kept = new.read_bytes()
+        status, said = command(how)
+        assert status == 1
+        assert f"is stored in {new}; delete {old}" in said
+        assert (old.read_bytes(), new.read_bytes()) == (before, kept)
+        new.unlink()
+        assert command(how)[0] == 0
+        assert list(old.parent.glob("*.json")) == [new]
+        assert command("status")[0] == 0
+
+    def test_a_function_that_fails_does_not_keep_others_from_being_treated(self, package: Path) -> None:
+        call()
+        call(CALL.replace("'number': 3", "'number': 4").replace("'number': 1", "'number': 2"))
+        edit(package, '"""The experiment."""', "[][number - 2] if number == 2 else None")
+        status, said = command("revalidate")
+        assert status == 1
+        assert "FAILED: IndexError: list index out of range" in said
+        assert "carried forward, error 0.0e+00" in said
 
     def test_code_that_does_not_repeat_the_witness_is_refused(self, package: Path) -> None:
         call()
@@ -338,10 +420,15 @@ def test_what_cannot_be_stored_is_refused(value: Any) -> None:
         results._encode(value)
 
 
-def test_differences_are_relative_to_large_numbers_and_absolute_for_small_ones() -> None:
+def test_differences_are_relative_to_the_largest_magnitude_of_an_array() -> None:
     difference = results._difference
     assert difference({"a": [1000.0]}, {"a": [1001.0]}) == pytest.approx(1e-3)
-    assert difference({"a": 1e-6}, {"a": 2e-6}) == pytest.approx(1e-6)
+    assert difference({"a": 1e-6}, {"a": 2e-6}) == pytest.approx(1)
+    assert difference(np.array([1e-6, 1e-9]), np.array([1e-6, 3e-9])) == pytest.approx(2e-3)
+    assert difference([1e-6, 1e-9], [1e-6, 3e-9]) == pytest.approx(2e-3)
+    assert difference([np.array([1.0]), np.array([1e-9])], [np.array([1.0]), np.array([2e-9])]) == 1
+    assert difference(np.zeros(2), np.array([0.0, 1e-9])) == pytest.approx(1e-9)
+    assert difference(np.array([np.inf, 2.0]), np.array([np.inf, 1.0])) == 0.5
     assert difference(np.array([np.nan, 1.0]), np.array([np.nan, 1.0])) == 0
     for other in ({"a": [1.0, 2.0]}, {"b": [1.0]}, {"a": 1.0}, {"a": ["x"]}, {"a": [float("nan")]}):
         assert difference({"a": [1.0]}, other) == np.inf
@@ -363,6 +450,45 @@ def test_the_digest_follows_names_and_nothing_else() -> None:
 def test_a_module_passed_as_a_value_counts_whole() -> None:
     module = digest._Module("__page__", "from molrg import snr\nprint(snr)\n")
     assert list(module.names_used(module.statements)) == [("molrg.snr", None)]
+
+
+@pytest.mark.parametrize(
+    ("statement", "acts"),
+    [
+        ("for i in range(3):\n    x = i", True),
+        ("if True:\n    x = 1", True),
+        ("with open('a') as x:\n    pass", True),
+        ("try:\n    x = 1\nexcept ValueError:\n    pass", True),
+        ("@snr.exact\ndef f():\n    pass", True),
+        ("@local\ndef f():\n    pass", True),
+        ("snr.exact()", True),
+        ("@functools.cache\ndef f():\n    pass", False),
+        ("x = 1", False),
+        ("if __name__ == '__main__':\n    x = 1", False),
+        ("if TYPE_CHECKING:\n    from molrg import images", False),
+    ],
+)
+def test_what_may_act_at_import_counts_with_every_part_of_a_module(statement: str, acts: bool) -> None:
+    before = "import functools\nfrom molrg import snr\ndef local(f):\n    return f\n"
+    module = digest._Module("molrg.trial", before + statement)
+    assert [digest._canonical(s) for s in module.effects] == [digest._canonical(module.statements[-1])] * acts
+
+
+def test_a_cuda_device_is_named_only_where_it_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    count = 5
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: f"device {index}")
+    assert results._device(results._cuda_allocations()).startswith("CPU (")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda i: {"allocation.all.allocated": i * count})
+    before = results._cuda_allocations()
+    assert results._device(before).startswith("CPU (")
+    count = 6
+    assert results._device(before) == results._device([]) == "device 1"
 
 
 def test_the_used_results_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

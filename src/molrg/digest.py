@@ -3,14 +3,13 @@
 The package's modules are read as text, never run. From a function, or from a page's source, the digest
 follows every name to the top-level definition in `molrg` that it stands for, and from there onwards. It
 covers those definitions and no others: comments, docstrings, layout and unrelated edits leave it alone.
-Where a name cannot be followed (a module passed as a value), the whole module counts. Which class an object
-has is not known: a method counts where its class is reached and its name is an attribute of anything.
+Where a name cannot be followed (a module passed as a value), the whole module counts. A class counts whole,
+and so does every statement that may act when its module is imported.
 """
 
 import ast
-import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,45 +19,92 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def of_function(function: Callable[..., Any]) -> str:
-    """Digest (64 hexadecimal digits) of what a module-level function of the package reaches.
+    """Digest (64 hexadecimal digits) of what a module-level function reaches, by the files as they are now.
 
     Raises `ValueError` for any other function: its code cannot be followed, or cannot be found again.
     """
-    module, name = function.__module__, function.__qualname__
-    if not _exists(module) or name not in _module(module).definitions:
-        raise ValueError(f"{module}.{name} must be a function at the top level of a module of {PACKAGE}")
-    return _digest(_reach([(module, name)]))
+    return of_name(_name(function))
+
+
+def of_name(name: str) -> str:
+    """Digest of the function `name`, such as `molrg.snr.theorem`, by the files as they are now.
+
+    Raises `ValueError` where there is no such function at the top level of a module of the package.
+    """
+    return _of_name(name, _read_sources())
+
+
+def of_loaded(function: Callable[..., Any]) -> str:
+    """Digest of what a function reaches, by the files as they were when this module was imported.
+
+    It belongs to the code that runs in this process: an edit made since then does not change it.
+    """
+    return _of_name(_name(function), _LOADED)
 
 
 def of_source(source: str) -> str:
-    """Digest of Python source and of everything in the package that it reaches."""
-    page = _Module("__page__", source)
-    return _digest(page.everything() | _reach(page.names_used(page.statements), page.statements))
+    """Digest of Python source and of everything that it reaches in the files of the package as they are."""
+    sources = _read_sources()
+    page = _Module("__page__", source, frozenset(sources))
+    return _digest(page.everything() | _reach(page.names_used(page.statements), sources))
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _of_name(name: str, sources: Mapping[str, str]) -> str:
+    module, _, own = name.rpartition(".")
+    if module not in sources or own not in _module(module, sources).definitions:
+        raise ValueError(f"{name} must be a function at the top level of a module of {PACKAGE}")
+    return _digest(_reach([(module, own)], sources))
 
 
 def _digest(reached: dict[str, str]) -> str:
     return hashlib.sha256(repr(sorted(reached.items())).encode()).hexdigest()
 
 
+def _read_sources() -> dict[str, str]:
+    """The text of every module of the package, by the module's name."""
+    sources = {}
+    for path in sorted(_FOLDER.rglob("*.py")):
+        parts = path.relative_to(_FOLDER).with_suffix("").parts
+        if path.is_file() and all(part.isidentifier() for part in parts):
+            name = ".".join([PACKAGE, *parts]).removesuffix(".__init__")
+            sources[name] = path.read_text(encoding="utf-8")
+    return sources
+
+
+_LOADED = _read_sources()
+
+
 class _Module:
     """One module as text: its top-level statements, and the names that they bind."""
 
-    def __init__(self, name: str, source: str, is_package: bool = False):
+    def __init__(self, name: str, source: str, known: frozenset[str] = frozenset(_LOADED)):
         self.name = name
+        self.known = known  # the names of all modules
+        is_package = any(other.startswith(f"{name}.") for other in known)
         self.package = name if is_package else name.rpartition(".")[0]
         self.statements = [s for s in ast.parse(source).body if not _is_docstring(s)]
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, tuple[str, str | None]] = {}  # bound name -> (module, name in it)
-        self.effects: list[
-            ast.stmt
-        ] = []  # statements that bind nothing: they count with any part of the module
         for statement in self.statements:
             self.imports |= self._imported(statement)
-            bound = set(_bound(statement))
-            for each in bound:
+            for each in set(_bound(statement)):
                 self.definitions.setdefault(each, []).append(statement)
-            if not bound and not isinstance(statement, (ast.Import, ast.ImportFrom)):
-                self.effects.append(statement)
+        self.effects = list(filter(self._acts, self.statements))  # they count with any part of the module
+
+    def _acts(self, statement: ast.stmt) -> bool:
+        """Whether a statement may do more, when the module is imported, than bind its names."""
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            return False
+        if isinstance(statement, ast.If) and not statement.orelse and _is_not_run(statement.test):
+            return False
+        if isinstance(statement, _COMPOUND) or not any(_bound(statement)):
+            return True
+        decorators = getattr(statement, "decorator_list", [])
+        return any(name.partition(".")[0] == PACKAGE for name, _ in self.names_used(decorators))
 
     def everything(self) -> dict[str, str]:
         return {f"{self.name}.{i}": _canonical(s) for i, s in enumerate(self.statements)}
@@ -88,12 +134,12 @@ class _Module:
             yield self.name, name
         if name in imports:
             module, original = imports[name]
-            if original is not None and not _exists(f"{module}.{original}"):
+            if original is not None and f"{module}.{original}" not in self.known:
                 yield module, original
                 return
             module = module if original is None else f"{module}.{original}"
             for attribute in attributes:  # walk down: molrg.snr.exact
-                if not _exists(f"{module}.{attribute}"):
+                if f"{module}.{attribute}" not in self.known:
                     yield module, attribute
                     return
                 module = f"{module}.{attribute}"
@@ -118,40 +164,27 @@ class _Module:
         return bound
 
 
-def _reach(start: Iterable[tuple[str, str | None]], nodes: Iterable[ast.AST] = ()) -> dict[str, str]:
-    """Every definition reached from some names and nodes: its full name and its canonical text."""
+def _reach(start: Iterable[tuple[str, str | None]], sources: Mapping[str, str] = _LOADED) -> dict[str, str]:
+    """Every definition reached from some names: its full name and its canonical text."""
     reached: dict[str, str] = {}
     waiting = list(start)
     seen: set[tuple[str, str | None]] = set()
-    used = set().union(*map(_attributes, nodes))  # whatever object they are attributes of
-    unused: list[
-        tuple[_Module, str, ast.FunctionDef]
-    ] = []  # methods of reached classes that nothing has named yet
 
-    def count(module: _Module, name: str, parts: Sequence[ast.stmt]) -> None:
+    def count(module: _Module, name: str, parts: list[ast.stmt]) -> None:
         reached[name] = "\n".join(map(_canonical, parts))
         waiting.extend(module.names_used(parts))
-        used.update(*map(_attributes, parts))
 
-    while waiting or any(method.name in used for _, _, method in unused):
-        for module, name, method in [each for each in unused if each[2].name in used]:
-            count(module, name, [method])
-        unused = [each for each in unused if each[1] not in reached]
-        if not waiting or (target := waiting.pop()) in seen:
+    while waiting:
+        if (target := waiting.pop()) in seen:
             continue
         seen.add(target)
         name, wanted = target
         if name.partition(".")[0] != PACKAGE:
             reached[f"{name}:{wanted}"] = "outside"
             continue
-        module = _module(name)
+        module = _module(name, sources)
         if wanted in module.definitions:
-            parts = []
-            for node in module.definitions[wanted]:
-                shell, methods = _split(node)
-                parts.append(shell)
-                unused += [(module, f"{name}.{wanted}.{method.name}", method) for method in methods]
-            count(module, f"{name}.{wanted}", parts)
+            count(module, f"{name}.{wanted}", module.definitions[wanted])
         elif wanted in module.imports:  # handed on from another module
             waiting.extend(module._resolve(wanted, [], module.imports))
         else:
@@ -160,45 +193,21 @@ def _reach(start: Iterable[tuple[str, str | None]], nodes: Iterable[ast.AST] = (
     return reached
 
 
-def _attributes(node: ast.AST) -> set[str]:
-    """Every name by which a node may ask an object for a method: attributes, and texts for `getattr`."""
-    parts = list(ast.walk(node))
-    texts = {p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)}
-    return {p.attr for p in parts if isinstance(p, ast.Attribute)} | texts
-
-
-def _split(node: ast.stmt) -> tuple[ast.stmt, list[ast.FunctionDef]]:
-    """A class without the methods that only a call by name can reach, and those methods.
-
-    A class with a base counts whole: its base may call any of its methods.
-    """
-    if not isinstance(node, ast.ClassDef) or node.bases or node.keywords:
-        return node, []
-    methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("__")]
-    shell = copy.copy(node)
-    shell.body = [part for part in node.body if part not in methods]
-    return shell, methods
-
-
-@lru_cache
-def _module(name: str) -> _Module:
-    path = _path(name)
-    if path is None:
+def _module(name: str, sources: Mapping[str, str]) -> _Module:
+    if name not in sources:
         raise ImportError(f"{name} is not a module of {PACKAGE}")
-    return _Module(name, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
+    return _parsed(name, sources[name], frozenset(sources))
 
 
-def _exists(name: str) -> bool:
-    return _path(name) is not None
+_parsed = lru_cache(maxsize=256)(_Module)  # by content: an edited file is another key
+
+_COMPOUND = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.TryStar, ast.Match)
 
 
-def _path(name: str) -> Path | None:
-    head, *rest = name.split(".")
-    if head != PACKAGE:
-        return None
-    base = _FOLDER.joinpath(*rest)
-    file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    return file if file.is_file() else None
+def _is_not_run(test: ast.expr) -> bool:
+    """Whether a condition is false whenever a module is imported: the guards of scripts and type checkers."""
+    text = ast.unparse(test)
+    return text in ("__name__ == '__main__'", "TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:

@@ -3,9 +3,10 @@
     record = results.load_or_compute(parametric_network.run, {"num_classes": 3}, witness={"num_classes": 2})
     record.value, record.provenance, record.stale
 
-A result is a small JSON file, `results/<module>/<key>.json`, whose key is a digest of the parameters. It
-holds the value, where it comes from, a witness (the outcome of a small run of the same code), and a checksum
-over all of it. A result made by other code than the present is stale: it is loaded, and shows itself as such.
+A result is a small JSON file, `results/<module>/<key>.json`, whose key is a digest of the function's name and
+its parameters. It holds the value, where it comes from, a witness (the outcome of a small run of the same
+code), and a checksum over all of it. A result made by other code than the present is stale: it is loaded, and
+shows itself as such. So does one whose code was edited while it was computed.
 
     python -m molrg.results status        # which results are stale or damaged; fails if one is
     python -m molrg.results revalidate    # carry forward stale ones whose witness the present code repeats
@@ -48,7 +49,7 @@ Function = Callable[..., dict[str, Any]]
 
 
 class DamagedResult(ValueError):
-    """A stored result is not, byte for byte, what was written."""
+    """A stored result is not, byte for byte, what was written, or not the one that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,30 @@ def load_or_compute(
     dictionaries and NumPy arrays. `workdir` is a private folder for its checkpoints: a run that was killed
     goes on from there. Of two processes that ask for the same result, one computes and the other waits.
     `witness` is a set of parameters with which the function takes seconds, computed and stored beside the
-    result; `tolerance` is the error, relative to max(1, |number|), within which later code must repeat it.
+    result; `tolerance` is the error, relative to the largest magnitude in each array, within which later code
+    must repeat it.
 
     Raises `TypeError` for parameters that the function does not take, `DamagedResult` for a stored file whose
-    content changed, and `OSError` where the result cannot be written; nothing is then overwritten.
+    content changed or belongs to another call, `RuntimeError` where the result is to be computed and its code
+    was edited after it was imported, and `OSError` where the result cannot be written; nothing is then
+    overwritten.
     """
     parameters, witness = _complete(function, parameters), _complete(function, witness)
-    code = digest.of_function(function)
+    digest.of_function(function)  # raises, before any work, where the function's code cannot be followed
     path = _path(function, parameters)
     if not path.exists():
         with _locked(path):
             if not path.exists():
-                _compute(function, parameters, witness, tolerance, path, code)
-    record = load(path)
+                _compute(function, parameters, witness, tolerance, path)
+    content = _read(path)
+    if (content["function"], content["parameters"]) != (_name(function), parameters):
+        raise DamagedResult(
+            f"stored result {path} holds {content['function']} at {content['parameters']}, not "
+            f"{_name(function)} at {parameters}. Restore it with `git checkout -- {path}`, or delete it to "
+            "compute it again"
+        )
     _note_use(path)
-    return record
+    return _record(path, content)
 
 
 def load(path: Path) -> Record:
@@ -136,12 +146,25 @@ def load(path: Path) -> Record:
 
     Raises `FileNotFoundError`, and `DamagedResult` for a file with as little as one changed byte.
     """
-    content = _read(path)
+    return _record(path, _read(path))
+
+
+def _record(path: Path, content: dict[str, Any]) -> Record:
+    provenance = {
+        **content["provenance"],
+        "parameters": content["parameters"],
+        "checksum": content["sha256"],
+    }
+    return Record(_decode(content["value"]), provenance, _is_stale(content), path)
+
+
+def _is_stale(content: dict[str, Any]) -> bool:
     made = content["provenance"]
     vouched = made["carried"][-1]["code"] if made["carried"] else made["code"]
-    stale = vouched != _present_code(content["function"])
-    provenance = {**made, "parameters": content["parameters"], "checksum": content["sha256"]}
-    return Record(_decode(content["value"]), provenance, stale, path)
+    try:
+        return vouched != digest.of_name(content["function"])
+    except (ImportError, ValueError):  # the function is gone
+        return True
 
 
 def stored() -> list[Path]:
@@ -152,28 +175,27 @@ def stored() -> list[Path]:
 def revalidate(path: Path) -> float:
     """Carry a stale result forward: run its witness with the present code and compare.
 
-    Returns the largest error, relative to max(1, |number|). The file then names the present code as one that
-    vouches for the result, in `provenance["carried"]`; the code that made it stays on record. A fresh result
-    is left alone. Raises `ValueError`, and changes nothing, where the witness comes out differently.
+    Returns the largest error, relative to the largest magnitude in each array. The file then names the
+    present code as one that vouches for the result, in `provenance["carried"]`; the code that made it stays
+    on record. A fresh result is left alone. Raises `ValueError`, and changes nothing, where the witness comes
+    out differently, or where the present parameters have another result already.
     """
-    content = _read(path)
-    if not load(path).stale:
-        return 0.0
-    function = _function(content["function"])
-    witness = content["witness"]
-    with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
-        again = function(**_complete(function, witness["parameters"]), workdir=Path(folder))
-    error = _difference(_decode(witness["value"]), _decode(_encode(again)))
-    if not error <= witness["tolerance"]:
-        raise ValueError(
-            f"{path}: the present code does not repeat its witness (error {error:.2g}, tolerance "
-            f"{witness['tolerance']:g}); compute it again: python -m molrg.results recompute {path}"
-        )
-    step = {"code": digest.of_function(function), "date": _today(), "tolerance": witness["tolerance"]}
-    content["provenance"]["carried"].append(step)
-    content["parameters"] = _complete(function, content["parameters"])
-    with _locked(path):
-        moved = _path(function, content["parameters"])  # a new parameter with a default changes the key
+    with _held(path) as (content, function, moved):
+        if not _is_stale(content):
+            return 0.0
+        code = _unedited(function)
+        witness = content["witness"]
+        with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
+            again = function(**_complete(function, witness["parameters"]), workdir=Path(folder))
+        error = _difference(_decode(witness["value"]), _decode(_encode(dict(again))))
+        if not error <= witness["tolerance"]:
+            raise ValueError(
+                f"{path}: the present code does not repeat its witness (error {error:.2g}, tolerance "
+                f"{witness['tolerance']:g}); compute it again: python -m molrg.results recompute {path}"
+            )
+        step = {"code": code, "date": _today(), "tolerance": witness["tolerance"]}
+        content["provenance"]["carried"].append(step)
+        content["parameters"] = _complete(function, content["parameters"])
         _write(moved, content)
         if moved != path:
             path.unlink()
@@ -181,21 +203,38 @@ def revalidate(path: Path) -> float:
 
 
 def recompute(path: Path) -> Record:
-    """Compute a stored result again with the present code, and replace it once that is done."""
-    content = _read(path)
-    function = _function(content["function"])
-    witness = content["witness"]
-    parameters = _complete(function, content["parameters"])
-    with _locked(path):
-        _compute(
-            function,
-            parameters,
-            _complete(function, witness["parameters"]),
-            witness["tolerance"],
-            _path(function, parameters),
-            digest.of_function(function),
-        )
-    return load(_path(function, parameters))
+    """Compute a stored result again with the present code, and replace it once that is done.
+
+    Raises `ValueError` where the present parameters have another result already.
+    """
+    with _held(path) as (content, function, moved):
+        witness = content["witness"]
+        parameters = _complete(function, content["parameters"])
+        small = _complete(function, witness["parameters"])
+        _compute(function, parameters, small, witness["tolerance"], moved)
+        if moved != path:
+            path.unlink()
+    return load(moved)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[tuple[dict[str, Any], Function, Path]]:
+    """Lock a stored result and read it: its content, its function, and the path that it is to have now.
+
+    A new parameter with a default changes the key, and so the path.
+    """
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_locked(path))
+        content = _read(path)
+        function = _function(content["function"])
+        moved = _path(function, _complete(function, content["parameters"]))
+        if moved != path:
+            locks.enter_context(_locked(moved))
+            if moved.exists():
+                raise ValueError(
+                    f"{path}: the same call with the present code is stored in {moved}; delete {path}"
+                )
+        yield content, function, moved
 
 
 @contextlib.contextmanager
@@ -234,25 +273,28 @@ def _compute(
     witness: dict[str, Any],
     tolerance: float,
     path: Path,
-    code: str,
 ) -> None:
-    """Run the function and its witness and store both; the caller holds the lock."""
+    """Run the function and its witness and store both; the caller holds the lock.
+
+    The digest is that of the code in this process: if the files are edited meanwhile, the result is stale.
+    """
+    code = _unedited(function)
     workdir = results_folder() / ".work" / path.parent.name / f"{path.stem}-{code[:8]}"
     for part in ("witness", "run"):
         (workdir / part).mkdir(parents=True, exist_ok=True)
     small = _encode(dict(function(**witness, workdir=workdir / "witness")))
-    start = time.monotonic()
+    before, start = _cuda_allocations(), time.monotonic()
     value = _encode(dict(function(**parameters, workdir=workdir / "run")))
     seconds = time.monotonic() - start
     content = {
         "format": FORMAT,
-        "function": f"{function.__module__}.{function.__qualname__}",
+        "function": _name(function),
         "parameters": parameters,
         "value": value,
         "witness": {"parameters": witness, "value": small, "tolerance": tolerance},
         "provenance": {
             "code": code,
-            "device": _device(),
+            "device": _device(before),
             "versions": _versions(),
             "date": _today(),
             "seconds": round(seconds, 1),
@@ -289,8 +331,13 @@ def _plain(value: Any, name: str) -> Any:
     raise TypeError(f"parameter {name} = {value!r} must be a finite number, text, list, dictionary or None")
 
 
+def _name(function: Function) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
 def _path(function: Function, parameters: Mapping[str, Any]) -> Path:
-    key = hashlib.sha256(_canonical(parameters)).hexdigest()[:16]
+    call = {"function": _name(function), "parameters": parameters}
+    key = hashlib.sha256(_canonical(call)).hexdigest()[:16]
     return results_folder() / function.__module__.rpartition(".")[2] / f"{key}.json"
 
 
@@ -373,17 +420,23 @@ def _decode(value: Any) -> Any:
 
 
 def _difference(old: Any, new: Any) -> float:
-    """Largest |new - old| / max(1, |old|) over all numbers; infinite where anything else differs."""
+    """Largest |new - old| / max |old|, each maximum over one array; infinite where anything else differs.
+
+    A number is an array of one, and so is a list of numbers; for an array of zeros the error is absolute.
+    """
     if isinstance(old, dict) and isinstance(new, dict) and set(old) == set(new):
         return max((_difference(old[key], new[key]) for key in old), default=0.0)
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return max((_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+        if not all(isinstance(item, (int, float)) for item in [*old, *new]):
+            return max((_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
+        old, new = np.array(old), np.array(new)
     numbers = (int, float, np.ndarray)
     if isinstance(old, numbers) and isinstance(new, numbers) and np.shape(old) == np.shape(new):
         a, b = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
         same = (a == b) | (np.isnan(a) & np.isnan(b))
-        with np.errstate(invalid="ignore"):
-            error = np.where(same, 0.0, np.abs(a - b) / np.maximum(1.0, np.abs(a)))
+        scale = np.max(np.abs(a), where=np.isfinite(a), initial=0.0) or 1.0
+        with np.errstate(invalid="ignore", over="ignore"):
+            error = np.where(same, 0.0, np.abs(a - b) / scale)
         return float(np.max(np.where(np.isnan(error), np.inf, error), initial=0.0))
     return 0.0 if type(old) is type(new) and bool(np.all(old == new)) else math.inf
 
@@ -393,12 +446,12 @@ def _function(name: str) -> Function:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _present_code(name: str) -> str | None:
-    """Digest of a function's present code; None where it is gone."""
-    try:
-        return digest.of_function(_function(name))
-    except (ImportError, AttributeError, ValueError):
-        return None
+def _unedited(function: Function) -> str:
+    """Digest of a function's code; raises `RuntimeError` where its files changed since they were imported."""
+    code = digest.of_loaded(function)
+    if code != digest.of_function(function):
+        raise RuntimeError(f"the code of {_name(function)} was edited after it was imported: start again")
+    return code
 
 
 @contextlib.contextmanager
@@ -411,11 +464,23 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _device() -> str:
+def _cuda_allocations() -> list[int]:
+    """How often memory was allocated on each CUDA device since this process began."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if not torch.cuda.is_initialized():
+        return []
+    devices = range(torch.cuda.device_count())
+    return [torch.cuda.memory_stats(each).get("allocation.all.allocated", 0) for each in devices]
+
+
+def _device(before: Sequence[int]) -> str:
+    """The device that was used since `before`; a CUDA device may be there without a run that asks for it."""
+    for index, count in enumerate(_cuda_allocations()):
+        if count > (before[index] if before else 0):
+            import torch
+
+            return torch.cuda.get_device_name(index)
     model = platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -461,8 +526,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 outcome = "STALE: run `make revalidate`, or python -m molrg.results recompute"
                 failed = 1
-        except (OSError, ValueError, TypeError) as error:
-            outcome, failed = f"FAILED: {error}", 1
+        except Exception as error:  # whatever an experiment raises: the other results are still treated
+            outcome, failed = f"FAILED: {type(error).__name__}: {error}", 1
         print(
             f"{path.parent.name}/{path.name}: {outcome}",
             file=sys.stderr if "FAILED" in outcome else sys.stdout,
