@@ -192,6 +192,26 @@ def test_a_failing_cell_leaves_the_last_good_notebook_and_keeps_the_failed_one(e
     assert status(executed)[0] == 1
 
 
+def test_a_good_run_removes_the_failed_notebook(clone: Path) -> None:
+    failed = clone / "book" / "_build" / "failed" / "part" / "page.ipynb"
+    edit(text(clone), "error=1e-13", "error=1e-3")
+    assert execute(clone)[0] == 1
+    assert failed.exists()
+    edit(text(clone), "error=1e-3", "error=1e-13")
+    assert execute(clone)[0] == 0
+    assert not failed.exists()
+
+
+def test_an_edit_during_a_run_is_refused(clone: Path) -> None:
+    code = clone / "src" / "molrg" / "claims.py"
+    append = f"with open({str(code)!r}, 'a') as file:\n    _ = file.write('\\nif True:\\n    MORE = 1\\n')\n"
+    edit(text(clone), "check.identity(", append + "check.identity(")
+    exit_code, said = execute(clone)
+    assert exit_code == 1
+    assert "page part/page: its text, code or recorded verdicts changed while it ran" in said
+    assert not notebook(clone).exists()
+
+
 def test_a_change_of_verdict_stops_the_page_at_its_defaults_only(clone: Path) -> None:
     edit(clone / "book" / "claims.yml", "verdict: reproduced", "verdict: extended")
     code, said = execute(clone)
@@ -238,6 +258,7 @@ def papermill(clone: Path, folder: Path, name: str, value: str) -> tuple[int, st
         ("num_clases", "10", "unknown parameter 'num_clases'. Did you mean 'num_classes'?"),
         ("num_classes", "ten", "num_classes = 'ten' is not allowed; it must be int, >= 2, <= 1000."),
         ("delta", "1.5", "delta = 1.5 is not allowed; it must be float, > 0, < 1."),
+        ("claims", "x", "unknown parameter 'claims'."),
     ],
 )
 def test_plain_papermill_stops_at_a_wrong_parameter(
@@ -275,12 +296,36 @@ def change(shown: Any) -> None:
     shown.cells[-1].source += "\nprint('more')"
 
 
+def clear_one(shown: Any) -> None:
+    shown.cells[-1].outputs = []
+
+
+def improve(shown: Any) -> None:
+    shown.cells[-1].outputs[0].text = shown.cells[-1].outputs[0].text.replace("1e-09", "1e-15")
+
+
+def forget(shown: Any) -> None:
+    shown.metadata["molrg"] = "none"
+
+
+def forget_results(shown: Any) -> None:
+    shown.metadata["molrg"]["results"] = [1]
+
+
+OTHER_OUTPUTS = "page part/page: the outputs in its notebook are not those of its run: run `make book`"
+NO_RECORD = "page part/page: its notebook has no whole record of its run: run `make book`"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (clear, "page part/page: its outputs were cleared: run `make book`"),
         (fail, "page part/page: papermill reports an exception: run `make book`"),
         (change, "page part/page: its notebook differs from its text: run `make book`"),
+        (clear_one, OTHER_OUTPUTS),
+        (improve, OTHER_OUTPUTS),
+        (forget, NO_RECORD),
+        (forget_results, NO_RECORD),
     ],
 )
 def test_a_notebook_that_is_not_fit_to_be_shown_is_named(executed: Path, damage: Any, message: str) -> None:
@@ -290,6 +335,7 @@ def test_a_notebook_that_is_not_fit_to_be_shown_is_named(executed: Path, damage:
     code, said = status(executed)
     assert code == 1
     assert message in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("where", ["book", "."])

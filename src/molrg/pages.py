@@ -5,7 +5,8 @@
 
 A page is up to date when its text, the code of the package that it reaches, the stored results that it used
 and the verdicts recorded for it are those of its last run: contents count, modification times do not. A page
-that fails leaves the notebook of its last good run as it was.
+that fails leaves the notebook of its last good run as it was. The notebook names a digest of its outputs, so
+that one edited by hand is found.
 """
 
 import argparse
@@ -63,9 +64,11 @@ def notebook_path(page: str) -> Path:
 def execute(page: str) -> Path:
     """Run a page at its default parameters and put its notebook in place; return the notebook's path.
 
-    Raises `PageError` where a cell fails, with its traceback. The failed notebook is then kept under
-    `book/_build/failed`, and the page's previous notebook is untouched.
+    Raises `PageError` where a cell fails, with its traceback, and where what the page depends on was edited
+    while it ran. The failed notebook is kept under `book/_build/failed` until the page runs to its end, and
+    the page's previous notebook is untouched.
     """
+    before = _digest(page, [])
     source = _source(page)
     with listed() as used:
         done = _run(page, source)
@@ -77,8 +80,16 @@ def execute(page: str) -> Path:
             cell.execution_count = ran.execution_count
             cell.outputs = _tidy(ran.outputs)
     used_results = sorted(used)
-    source.metadata["molrg"] = {"digest": _digest(page, used_results), "results": used_results}
+    now = _digest(page, used_results)
+    if _digest(page, []) != before:
+        raise PageError(f"page {page}: its text, code or recorded verdicts changed while it ran: {_REBUILD}")
+    source.metadata["molrg"] = {
+        "digest": now,
+        "results": used_results,
+        "outputs": _outputs_digest(source),
+    }
     _write(notebook_path(page), source)
+    (FAILED / f"{page}.ipynb").unlink(missing_ok=True)
     return notebook_path(page)
 
 
@@ -92,15 +103,19 @@ def problems(page: str) -> list[str]:
         return [f"{name} was never executed: {_REBUILD}"]
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (ValueError, nbformat.reader.NotJSONError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.reader.NotJSONError) as error:
         return [f"{name}: its notebook cannot be read ({error}): {_REBUILD}"]
     found = [f"{name}: {fault}: {_REBUILD}" for fault in faults(notebook)]
-    record = notebook.metadata.get("molrg", {})
+    record = notebook.metadata.get("molrg")
+    if not _is_record(record):
+        return [*found, f"{name}: its notebook has no whole record of its run: {_REBUILD}"]
+    if record["outputs"] != _outputs_digest(notebook):
+        found.append(f"{name}: the outputs in its notebook are not those of its run: {_REBUILD}")
     try:
-        now = _digest(page, record.get("results", []))
+        now = _digest(page, record["results"])
     except (OSError, SyntaxError, ValueError) as error:
         return [*found, f"{name}: {error}"]
-    if record.get("digest") != now:
+    if record["digest"] != now:
         found.append(
             f"{name}: its notebook is older than its text, code, results or recorded verdicts: {_REBUILD}"
         )
@@ -184,6 +199,23 @@ def _tidy(outputs: Sequence[Any]) -> list[Any]:
 
 def _cells(notebook: Any) -> list[tuple[str, str, str]]:
     return [(c.cell_type, c.source, json.dumps(c.metadata, sort_keys=True)) for c in notebook.cells]
+
+
+def _outputs_digest(notebook: Any) -> str:
+    """Digest of all outputs and their numbers, as they are in the notebook's file."""
+    import nbformat
+
+    stored = nbformat.reads(nbformat.writes(notebook), as_version=4)
+    shown = [(cell.get("execution_count"), cell.get("outputs")) for cell in stored.cells]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a notebook's record of its run has the form in which `execute` writes it."""
+    if not isinstance(record, dict) or not isinstance(record.get("results"), list):
+        return False
+    texts = [record.get("digest"), record.get("outputs"), *record["results"]]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _digest(page: str, used_results: Sequence[str]) -> str:
