@@ -338,6 +338,20 @@ def test_a_notebook_that_is_not_fit_to_be_shown_is_named(executed: Path, damage:
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '"text"', "cells", "outputs"])
+def test_a_file_that_is_no_whole_notebook_is_named(executed: Path, content: str) -> None:
+    path = notebook(executed)
+    if content in ("cells", "outputs"):
+        shown = json.loads(path.read_bytes())
+        del (shown if content == "cells" else shown["cells"][-1])[content]
+        content = json.dumps(shown)
+    path.write_text(content)
+    code, said = status(executed)
+    assert code == 1
+    assert "page part/page: its notebook cannot be read (" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("where", ["book", "."])
 def test_nbval_passes_a_good_notebook_and_fails_a_cleared_one(executed: Path, where: str) -> None:
     code, said = call("pytest", "-q", "-p", "no:xdist", "--nbval", where, cwd=executed)

@@ -103,7 +103,8 @@ def problems(page: str) -> list[str]:
         return [f"{name} was never executed: {_REBUILD}"]
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (ValueError, AttributeError, KeyError, TypeError, nbformat.reader.NotJSONError) as error:
+        nbformat.validate(notebook)
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
         return [f"{name}: its notebook cannot be read ({error}): {_REBUILD}"]
     found = [f"{name}: {fault}: {_REBUILD}" for fault in faults(notebook)]
     record = notebook.metadata.get("molrg")
@@ -113,7 +114,7 @@ def problems(page: str) -> list[str]:
         found.append(f"{name}: the outputs in its notebook are not those of its run: {_REBUILD}")
     try:
         now = _digest(page, record["results"])
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, ImportError, SyntaxError, ValueError) as error:
         return [*found, f"{name}: {error}"]
     if record["digest"] != now:
         found.append(
@@ -268,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             unfit = unfit or bool(found)
             print("\n".join(found) or f"up to date: page {page}")
         return int(unfit)
-    except (PageError, ValueError, OSError) as error:
+    except (PageError, ImportError, SyntaxError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
