@@ -67,8 +67,8 @@ def run(noise_levels: int = 20, layers: int = 5) -> list[dict[str, str | float]]
             "peer": peer,
             "ratio": peer / ours,
             "target": ">= 5",
-            "note": f"a loop over scikit-learn; accuracies differ by {mean['each other']:.2f} points on average "
-            f"(worst {worst['each other']:.2f}), from the exact optimum's ours by {mean['ours']:.2f} "
+            "note": f"a loop over scikit-learn; accuracies differ by {mean['each other']:.2f} points in the "
+            f"mean (worst {worst['each other']:.2f}), from the exact optimum's ours by {mean['ours']:.2f} "
             f"(worst {worst['ours']:.2f}), theirs by {mean['theirs']:.2f} (worst {worst['theirs']:.2f})",
         }
     ]
