@@ -8,6 +8,7 @@ from typing import Any
 
 import altair
 import pytest
+import vl_convert
 
 from molrg import charts
 
@@ -125,3 +126,17 @@ def test_a_chart_computed_in_the_browser_keeps_its_generated_data() -> None:
     shown = charts.show(spec, WORDS).spec
     assert shown["data"] == spec["data"]
     assert "datasets" not in shown
+
+
+@pytest.mark.parametrize("points", [True, False])
+def test_curves_have_a_legend(points: bool) -> None:
+    rows = [
+        {"sigma": s, "y": s, "c": name, "e": 0.1}
+        for s in (0.1, 1.0)
+        for name in ("first curve", "second one")
+    ]
+    chart = charts.curves(rows, "y", "c", error="e", points=points)
+    spec = charts.show(chart, "Two curves that lie on each other").spec | {"width": 400}
+    svg = vl_convert.vegalite_to_svg(spec, vl_version="6.4")
+    assert "first curve</text>" in svg
+    assert "second one</text>" in svg

@@ -136,13 +136,12 @@ def curves(
         if len(names) > len(PALETTE):
             raise ValueError(f"curves can tell {len(PALETTE)} series apart, not {len(names)}")
 
-        def channel(kind: Any, marks: Sequence[Any], **options: Any) -> Any:
+        def channel(kind: Any, marks: Sequence[Any]) -> Any:
             scale = altair.Scale(domain=names, range=list(marks)[: len(names)])
-            return kind(series, type="nominal", title=None, scale=scale, **options)
+            return kind(series, type="nominal", title=None, scale=scale)
 
         colour = {"color": channel(altair.Color, PALETTE)}
-        in_legend = {"legend": None} if points else {}  # the shapes' outlines would be dashed
-        dash = {"strokeDash": channel(altair.StrokeDash, DASHES, **in_legend)}
+        dash = {"strokeDash": channel(altair.StrokeDash, DASHES)}
         shape = {"shape": channel(altair.Shape, SHAPES)}
 
     level = altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False))
