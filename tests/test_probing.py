@@ -80,7 +80,7 @@ def test_changed_data_are_computed_anew(tmp_path: Path) -> None:
     small = probing.settings(str(tmp_path / "three.npz"), "mlp", seeds=1, smoke=True) | {"steps": 5}
 
     def run(images: np.ndarray, kinds: np.ndarray, workdir: str) -> dict[str, Any]:
-        arrays = {
+        arrays: dict[str, Any] = {
             "train_images": images[:40],
             "train_labels": kinds[:40],
             "test_images": images[40:],

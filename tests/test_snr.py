@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -308,7 +309,8 @@ def test_noisy_input_is_true_or_false(noisy: object) -> None:
 def test_noisy_input_may_be_a_numpy_bool() -> None:
     for function in (snr.theorem, snr.exact):
         for noisy in (True, False):
-            assert function(3, 5, 0.2, 0.5, np.bool_(noisy)) == function(3, 5, 0.2, 0.5, noisy)
+            numpy_bool: Any = np.bool_(noisy)
+            assert function(3, 5, 0.2, 0.5, numpy_bool) == function(3, 5, 0.2, 0.5, noisy)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
