@@ -28,10 +28,8 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    torch.set_num_threads(
-        1
-    )  # With more, what is measured on a busy machine is threads that wait for each other.
-    print(f"torch {torch.__version__}, one thread, {platform.machine()}")
+    threads = torch.get_num_threads()  # set by OMP_NUM_THREADS
+    print(f"torch {torch.__version__}, {threads} threads, {platform.machine()}")
     print("The two sides of a ratio take turns; times are medians in seconds, ratios medians of ratios.\n")
     print(f"{'':75} {'ours':>10} {'other':>10} {'ratio':>8}  {'target':8} verdict")
     for name in MODULES:
