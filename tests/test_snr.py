@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.special import expit
 from scipy.stats import chi2
 
 from molrg import MoLRG, snr
@@ -150,6 +151,49 @@ def test_exact_against_monte_carlo(background: str, denominator: str, noisy: boo
         )
         assert ((value - expected).abs() < 4.5 * error).all()
         assert (error < 0.02 * expected).all()
+
+
+def test_mismatched_noise_joins_clean_and_matched_input() -> None:
+    model, levels = (3, 5, 0.2), [0.05, 0.4, 2.0]
+    torch.testing.assert_close(snr.mismatched(*model, 0, levels), snr.exact(*model, levels, False))
+    for level in levels:
+        matched = snr.mismatched(*model, level, level)
+        assert matched.shape == () and float(matched) == float(snr.exact(*model, level))
+
+
+@pytest.mark.parametrize(("given", "sigma"), [(0.1, 0.6), (0.8, 0.2), (2.0, 0.5)])
+@pytest.mark.parametrize("background", ["span", "complement"])
+def test_mismatched_noise_against_monte_carlo(given: float, sigma: float, background: str) -> None:
+    mixture = MoLRG.orthogonal(3, 4, 20, 0.25, background, generator(), torch.float64)
+    expected = snr.mismatched(3, 4, 0.25, given, sigma, background=background, dim=20)
+    value, error = snr.estimate(
+        lambda x, _: mixture.posterior_mean(x, sigma), mixture, given, 20_000, generator=generator(1)
+    )
+    assert abs(value - expected) < 4.5 * error < 0.2 * expected
+
+
+def test_mismatched_noise_against_a_plane_integral() -> None:
+    """K = 2: the softmax itself, over the two block energies."""
+    rank, delta, given, sigma = 3, 0.3, 0.7, 0.25
+    kappa, xi, gap, _, _ = setting(delta, sigma, False)
+    own, other = 1 + given**2, delta**2 + given**2
+    node, weight = np.polynomial.legendre.leggauss(400)
+    r = (1 + node) / 2 * (math.sqrt(rank) + 9)
+    mass = weight * r ** (rank - 1) * np.exp(-r * r / 2)
+    a, b = own * r[:, None] ** 2, other * r**2
+    w = expit(kappa * (a - b))
+    signal, noise = (xi + gap * w) ** 2 * a, (xi + gap * (1 - w)) ** 2 * b
+    expected = (mass @ signal @ mass) / (mass @ noise @ mass)
+    assert float(snr.mismatched(2, rank, delta, given, sigma)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(-0.1, "sigma must be finite and positive, got -0.1"), ([0.1, 0.2], "input_sigma must be one number")],
+)
+def test_mismatched_noise_refuses(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        snr.mismatched(3, 5, 0.2, given, 0.5)
 
 
 @pytest.mark.parametrize("background", ["span", "complement"])

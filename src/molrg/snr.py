@@ -9,7 +9,7 @@ over x_0 of class k, where f sees x_sigma (`noisy_input=True`) or x_0 with sigma
 (`noisy_input=False`). The two choices are independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from scipy.special import expit, gammaln
 from torch import Tensor
 
-from molrg.arguments import Levels, boolean, choice, fraction, integer, noise_levels
+from molrg.arguments import LOWEST, Levels, boolean, choice, fraction, integer, noise_levels
 from molrg.mixture import BACKGROUNDS, Frame, MoLRG, energies, gaussian, row_chunks
 
 DENOMINATORS = ("residual", "classes")
@@ -78,29 +78,41 @@ def exact(
 
     Raises ValueError for arguments outside their ranges, or if `dim` is missing or below K d.
     """
-    num_classes, rank, delta = _model(num_classes, rank, delta)
     noisy_input = boolean("noisy_input", noisy_input)
-    choice("denominator", denominator, DENOMINATORS)
-    choice("background", background, BACKGROUNDS)
-    needs_dim = denominator == "residual" and background == "complement"
-    if dim is not None:
-        integer("dim", dim, num_classes * rank)
-    elif needs_dim:
-        raise ValueError("dim is needed with denominator='residual' and background='complement': pass dim=n")
+    _model(num_classes, rank, delta)
     levels, scalar = noise_levels(sigma)
-    values = []
-    for level in levels.tolist():
-        s2, d2 = level**2, delta**2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        own, other = (1 + s2, d2 + s2) if noisy_input else (1.0, d2)
-        moments = _weight_moments(num_classes, rank, kappa * own, kappa * other)
-        signal = own * (xi**2 * rank + 2 * xi * gap * moments[0] + gap**2 * moments[1])
-        noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gap * moments[2] + gap**2 * moments[3])
-        if needs_dim and dim is not None:
-            noise += xi**2 * other * (dim - num_classes * rank)
-        values.append(signal / noise)
-    value = torch.tensor(values, dtype=torch.float64)
+    inputs = levels.tolist() if noisy_input else [0.0] * len(levels)
+    value = _exact(num_classes, rank, delta, inputs, levels.tolist(), denominator, background, dim)
+    return value[0] if scalar else value
+
+
+def mismatched(
+    num_classes: int,
+    rank: int,
+    delta: float,
+    input_sigma: float,
+    sigma: Levels,
+    denominator: str = "residual",
+    background: str = "span",
+    dim: int | None = None,
+) -> Tensor:
+    r"""Return the exact SNR of the optimal denoiser for sigma on points with another noise, `input_sigma`.
+
+    The denoiser is told sigma and given x_0 + input_sigma eps, input_sigma >= 0: its weights are those of
+    sigma, while the block energies have v_A = 1 + input_sigma^2 and v_B = delta^2 + input_sigma^2. Clean
+    input (`input_sigma=0`) and matched noise (`input_sigma=sigma`) are the two cases of `exact`. Otherwise as
+    there: float64, () or (S,), by the same integrals.
+
+    Raises ValueError for arguments outside their ranges.
+    """
+    _model(num_classes, rank, delta)
+    levels, scalar = noise_levels(sigma)
+    clean = isinstance(input_sigma, int | float) and input_sigma == 0
+    given, one = noise_levels(LOWEST if clean else input_sigma)  # whose square is nothing beside delta^2
+    if not one:
+        raise ValueError(f"input_sigma must be one number >= 0, got {len(given)} of them")
+    inputs = given.tolist() * len(levels)
+    value = _exact(num_classes, rank, delta, inputs, levels.tolist(), denominator, background, dim)
     return value[0] if scalar else value
 
 
@@ -175,6 +187,40 @@ def estimate(
 
 
 # --- exact ------------------------------------------------------------------------------------------
+
+
+def _exact(
+    num_classes: int,
+    rank: int,
+    delta: float,
+    inputs: Sequence[float],
+    levels: Sequence[float],
+    denominator: str,
+    background: str,
+    dim: int | None,
+) -> Tensor:
+    """The exact SNR (S,) of the optimal denoisers for `levels`, on points with noise of levels `inputs`."""
+    choice("denominator", denominator, DENOMINATORS)
+    choice("background", background, BACKGROUNDS)
+    needs_dim = denominator == "residual" and background == "complement"
+    if dim is not None:
+        integer("dim", dim, num_classes * rank)
+    elif needs_dim:
+        raise ValueError("dim is needed with denominator='residual' and background='complement': pass dim=n")
+    values = []
+    for given, level in zip(inputs, levels, strict=True):
+        s2, d2 = level**2, delta**2
+        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+        xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
+        own, other = 1 + given**2, d2 + given**2
+        moments = _weight_moments(num_classes, rank, kappa * own, kappa * other)
+        signal = own * (xi**2 * rank + 2 * xi * gap * moments[0] + gap**2 * moments[1])
+        noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gap * moments[2] + gap**2 * moments[3])
+        if needs_dim and dim is not None:
+            noise += xi**2 * other * (dim - num_classes * rank)
+        values.append(signal / noise)
+    return torch.tensor(values, dtype=torch.float64)
+
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
