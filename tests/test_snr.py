@@ -158,7 +158,8 @@ def test_mismatched_noise_joins_clean_and_matched_input() -> None:
     torch.testing.assert_close(snr.mismatched(*model, 0, levels), snr.exact(*model, levels, False))
     for level in levels:
         matched = snr.mismatched(*model, level, level)
-        assert matched.shape == () and float(matched) == float(snr.exact(*model, level))
+        assert matched.shape == ()
+        assert float(matched) == float(snr.exact(*model, level))
 
 
 @pytest.mark.parametrize(("given", "sigma"), [(0.1, 0.6), (0.8, 0.2), (2.0, 0.5)])
