@@ -210,15 +210,44 @@ def test_block_energies_equal_denoised_vectors(background: str, denominator: str
     torch.testing.assert_close(fast.standard_error, slow.standard_error, rtol=1e-6, atol=0)
 
 
-def test_angles_go_through_denoised_vectors() -> None:
-    """A mixture with angles given as denoiser equals its posterior mean as a callable."""
-    g = generator(2)
-    bases = [torch.linalg.qr(torch.randn(8, 2, generator=g, dtype=torch.float64)).Q for _ in range(2)]
-    mixture = MoLRG(bases, 0.3, [0.7, 0.3])
-    one = snr.estimate(mixture, mixture, 0.5, 300, average="pooled", generator=generator(3))
-    two = snr.estimate(mixture.posterior_mean, mixture, 0.5, 300, average="pooled", generator=generator(3))
-    assert one.value == two.value
-    assert one.value.shape == ()
+def with_angles(n: int, ranks: list[int], background: str, dtype: torch.dtype = torch.float64) -> MoLRG:
+    """Random subspaces, whose ranks may add up to more than n, with unequal priors."""
+    g = generator(n)
+    bases = [torch.linalg.qr(torch.randn(n, d, generator=g, dtype=torch.float64)).Q.to(dtype) for d in ranks]
+    priors = torch.arange(1.0, len(ranks) + 1)
+    return MoLRG(bases, 0.25, priors / priors.sum(), background)
+
+
+@pytest.mark.parametrize("background", ["span", "complement"])
+@pytest.mark.parametrize("denominator", ["residual", "classes"])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_block_energies_equal_denoised_vectors_at_any_angles(
+    background: str, denominator: str, noisy: bool
+) -> None:
+    """For the mixture of the data, whether or not it fills the space, and for another one."""
+    wide, full = with_angles(20, [3, 5, 2], background), with_angles(8, [3, 4, 3], background)
+    other = with_angles(20, [2, 4], background)
+    for denoiser, mixture in ((wide, wide), (full, full), (other, wide)):
+        arguments = (mixture, [1e-3, 0.1, 1.0, 10.0, 1e3], 700, noisy, denominator, "none")
+        fast = snr.estimate(denoiser, *arguments, generator=generator(1))
+        slow = snr.estimate(denoiser.posterior_mean, *arguments, generator=generator(1))
+        torch.testing.assert_close(fast.value, slow.value, rtol=1e-10, atol=0)
+        torch.testing.assert_close(fast.standard_error, slow.standard_error, rtol=1e-8, atol=0)
+
+
+def test_a_mixture_as_denoiser_forms_no_denoised_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = with_angles(20, [3, 5, 2], "span", torch.float32)
+    expected = snr.estimate(mixture.posterior_mean, mixture, [0.1, 2.0], 300, generator=generator(1)).value
+    monkeypatch.delattr(MoLRG, "posterior_mean")
+    value = snr.estimate(mixture, mixture, [0.1, 2.0], 300, generator=generator(1)).value
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_levels_at_which_float32_cannot_hold_the_denoised_vectors(noisy: bool) -> None:
+    for mixture in (MoLRG.orthogonal(generator=generator()), with_angles(9, [3, 4], "span", torch.float32)):
+        end, limit = snr.estimate(mixture, mixture, [1e12, 1e4], 100, noisy, generator=generator(1)).value
+        assert float(end) == pytest.approx(float(limit), rel=1e-3)
 
 
 def test_standard_error_is_the_spread_over_seeds() -> None:
@@ -481,5 +510,7 @@ def test_wrong_denoiser() -> None:
             snr.estimate(wrong, mixture, 0.5, 10)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the denoiser must return shape \(10, 50\), got \(10, 49\)"):
         snr.estimate(lambda x, sigma: x[:, 1:], mixture, 0.5, 10)
+    with pytest.raises(ValueError, match="a mixture of the dimension of the data, 50, got 9"):
+        snr.estimate(with_angles(9, [3, 4], "span"), mixture, 0.5, 10)
     with pytest.raises(ValueError, match="average must be 'classes' or 'pooled' or 'none', got 'mean'"):
         snr.estimate(mixture, mixture, 0.5, 10, average="mean")

@@ -190,8 +190,8 @@ def estimate(
     ----------
     denoiser
         A callable (x, sigma) -> (N, n) with a float sigma, which returns the dtype of x; or a mixture,
-        which stands for its posterior mean. That of `mixture` itself, if its classes are orthogonal, is
-        taken through block energies, without forming denoised vectors.
+        `mixture` or another one of its dimension, which stands for its posterior mean. That is taken
+        through block energies, without forming denoised vectors: all levels share the matrix products.
     sigma
         A level or (S,). Points and noise are shared by all levels (x_sigma = x_0 + sigma eps).
     average
@@ -216,21 +216,30 @@ def estimate(
     choice("denominator", denominator, DENOMINATORS)
     choice("average", average, AVERAGES)
     levels, scalar = noise_levels(sigma)
+    if isinstance(denoiser, MoLRG) and denoiser.dim != mixture.dim:
+        raise ValueError(
+            f"the denoiser must be a mixture of the dimension of the data, {mixture.dim}, got {denoiser.dim}"
+        )
     like = mixture.bases[0]
     frame = mixture.frame(like.dtype, like.device)
     optimal = denoiser is mixture and mixture.is_orthogonal
-    call = denoiser.posterior_mean if isinstance(denoiser, MoLRG) else denoiser
+    width = max(mixture.dim, frame.blocks.shape[1], len(levels) * mixture.num_classes)
     sums = torch.zeros(5, len(levels), mixture.num_classes, dtype=torch.float64)
     with torch.no_grad():
         for k in range(mixture.num_classes):
-            for rows in row_chunks(num_samples, max(mixture.dim, len(levels) * mixture.num_classes)):
+            forms: list[_Form] = []
+            if isinstance(denoiser, MoLRG) and not optimal:
+                forms = _forms(denoiser, mixture, k, denominator)
+            for rows in row_chunks(num_samples, width):
                 labels = torch.full((rows.stop - rows.start,), k)
                 x0, _ = mixture.sample(len(labels), generator=generator, labels=labels)
                 noise = gaussian(x0.shape, like, generator) if noisy_input else None
                 if optimal:
                     pair = _optimal_energies(mixture, frame, x0, noise, levels, k, denominator)
+                elif isinstance(denoiser, MoLRG):
+                    pair = _mixture_energies(denoiser, forms, x0, noise, levels)
                 else:
-                    pair = _denoised_energies(call, frame, x0, noise, levels, k, denominator)
+                    pair = _denoised_energies(denoiser, frame, x0, noise, levels, k, denominator)
                 sums[:, :, k] += _power_sums(*pair).cpu()
     if not optimal:  # what subtraction leaves of zero is rounding
         sums[1, sums[1] <= (16 * torch.finfo(like.dtype).eps) ** 2 * sums[0]] = 0
@@ -448,37 +457,112 @@ def _denoised_energies(
 def _optimal_energies(
     mixture: MoLRG, frame: Frame, x0: Tensor, noise: Tensor | None, levels: Tensor, k: int, denominator: str
 ) -> tuple[Tensor, Tensor]:
-    """The same for the optimal denoiser of orthogonal classes: energies beta_l^2 ||P_l x||^2.
-
-    All levels share the products with U, since ||P_l x_sigma||^2 is a quadratic polynomial in sigma.
-    """
-    level = levels.to(x0.dtype).to(x0.device)[:, None]
-    xi, gap = (c.to(x0.dtype).to(x0.device)[:, None] for c in mixture.coefficients(levels))
-
-    def at_levels(clean: Tensor, perturbation: Tensor | None) -> Tensor:
-        """||clean + sigma perturbation||^2 over the last axis: (S, ...)."""
-        energy = energies(clean)
-        if perturbation is None:
-            return energy.unsqueeze(0)
-        s = level.reshape(-1, *[1] * energy.ndim)
-        cross = (clean * perturbation).sum(-1)
-        return torch.addcmul(energy + s**2 * energies(perturbation), s, cross, value=2)
-
-    def blocks(x: Tensor) -> Tensor:
-        return (x @ frame.blocks).unflatten(-1, (frame.num_classes, -1))
-
-    z0, z_noise = blocks(x0), None if noise is None else blocks(noise)
-    energy = at_levels(z0, z_noise)
+    """The same for the optimal denoiser of orthogonal classes: energies beta_l^2 ||P_l x||^2."""
+    points, powers = _points(x0, noise, levels)
+    xi, gap = (c[:, None] for c in _shares(mixture, levels, x0))
+    z = (points @ frame.blocks).unflatten(-1, (frame.num_classes, -1))
+    energy = torch.tensordot(powers, _products(z, z), 1)
     weights = torch.softmax(mixture.class_logits(energy, levels), -1)
     denoised = (xi[..., None] + gap[..., None] * weights).square() * energy
     rest = _others(denoised, k)
     if denominator == "residual" and frame.basis is None:
-        outside = x0 - z0.flatten(-2) @ frame.blocks.T
-        if noise is None or z_noise is None:
-            rest = rest + xi**2 * at_levels(outside, None)
-        else:
-            rest = rest + xi**2 * at_levels(outside, noise - z_noise.flatten(-2) @ frame.blocks.T)
+        outside = points - z.flatten(-2) @ frame.blocks.T
+        rest = rest + xi**2 * torch.tensordot(powers, _products(outside, outside), 1)
     return denoised[..., k], rest
+
+
+class _Form(NamedTuple):
+    """An energy ||L f||^2 of a mixture's posterior mean f: L on rows, L U (K r, p), and U^T L^T L U."""
+
+    operator: Callable[[Tensor], Tensor]
+    blocks: Tensor
+    gram: Tensor
+
+
+def _forms(denoiser: MoLRG, mixture: MoLRG, k: int, denominator: str) -> list[_Form]:
+    """The energies in class k of `mixture`, L = U_k^T, and in the denominator, for the mixture `denoiser`."""
+    like = mixture.bases[0]
+    bases = mixture.frame(like.dtype, like.device).blocks.unflatten(1, (mixture.num_classes, -1))
+    own, others = bases[:, k], torch.cat([bases[:, :k], bases[:, k + 1 :]], dim=1).flatten(1)
+
+    def residual(x: Tensor) -> Tensor:
+        return x - x @ own @ own.T
+
+    def projected(x: Tensor) -> Tensor:
+        return x @ own
+
+    def in_others(x: Tensor) -> Tensor:
+        return x @ others
+
+    blocks = denoiser.frame(like.dtype, like.device).blocks.T
+    forms = []
+    for operator in (projected, residual if denominator == "residual" else in_others):
+        inside = operator(blocks)
+        if operator is residual and denoiser is mixture:
+            inside.unflatten(0, (mixture.num_classes, -1))[k] = 0  # P_k has no residual but its rounding
+        forms.append(_Form(operator, inside, inside @ inside.T))
+    return forms
+
+
+def _mixture_energies(
+    denoiser: MoLRG, forms: Sequence[_Form], x0: Tensor, noise: Tensor | None, levels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same for any mixture's posterior mean, f = xi P_S x + (zeta - xi) sum_l w_l P_l x, by `_forms`.
+
+    ||L f||^2 is a quadratic form in c = (xi, (zeta - xi) w_1, ..., (zeta - xi) w_K). Its matrix, the Gram
+    matrix of L P_S x, L P_1 x, ..., L P_K x, is summed row by row, so that K^2 numbers are never held.
+    """
+    frame = denoiser.frame(x0.dtype, x0.device)
+    num_classes = frame.num_classes
+    points, powers = _points(x0, noise, levels)
+    s = frame.coordinates(points)
+    z = frame.project(s)
+    energy = torch.tensordot(powers, _products(z, z), 1)
+    weights = torch.softmax(denoiser.class_logits(energy, levels), -1)
+    xi, gap = _shares(denoiser, levels, x0)
+    c = gap[:, None] * weights.transpose(0, 1)  # (N, S, K)
+
+    def at_levels(products: Tensor, coefficients: Tensor) -> Tensor:
+        """sum_l coefficients_l products_l for each level, (N, S), from products (P, N, K)."""
+        return ((coefficients @ products.permute(1, 2, 0)) * powers).sum(-1)
+
+    found = []
+    for operator, blocks, gram in forms:
+        whole = operator(frame.lift(s))
+        first = (whole @ blocks.T).unflatten(-1, (num_classes, -1))
+        value = xi**2 * torch.tensordot(powers, _products(whole, whole), 1).T
+        value = value + 2 * xi * at_levels(_products(first, z), c)
+        for each, row in enumerate(gram.unflatten(0, (num_classes, -1))):
+            products = _products((z[..., each, :] @ row).unflatten(-1, (num_classes, -1)), z)
+            value = value + c[..., each] * at_levels(products, c)
+        found.append(value.T)
+    return found[0], found[1]
+
+
+def _shares(mixture: MoLRG, levels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """xi and zeta - xi over zeta, (S,): no SNR depends on the scale of f, and float32 cannot hold every f."""
+    xi, gap = mixture.coefficients(levels)
+    return (xi / (xi + gap)).to(like.dtype).to(like.device), (gap / (xi + gap)).to(like.dtype).to(like.device)
+
+
+def _points(x0: Tensor, noise: Tensor | None, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """x_0 (1, N, n), or x_0 and eps (2, N, n); and the powers of sigma in a product of two x_sigma.
+
+    Powers are (S, 3) for noisy input, and (1, 1) for clean input, which is one for all levels.
+    """
+    if noise is None:
+        return x0.unsqueeze(0), x0.new_ones(1, 1)
+    level = levels.to(x0.dtype).to(x0.device)
+    return torch.stack([x0, noise]), torch.stack([torch.ones_like(level), level, level**2], dim=1)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Coefficients, by powers of sigma, of <a, b> over the last axis, linear in x_sigma: (1 or 3, N, ...)."""
+    if len(a) == 1:
+        return (a * b).sum(-1)
+    straight = (a * b).sum(-1)
+    crossed = (a * b.flip(0)).sum(-1).sum(0)
+    return torch.stack([straight[0], crossed, straight[1]])
 
 
 def _others(energy: Tensor, k: int) -> Tensor:
