@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from molrg import images
+from molrg import images, sources
 
 Arrays = dict[str, Any]
 
@@ -74,6 +74,32 @@ def test_npz_round_trip(folder: Path, channels: int | None) -> None:
     back = ((pictures + 1) * 127.5).round().numpy().astype(np.uint8)
     assert np.array_equal(back.reshape(content["train_images"].shape), content["train_images"])
     assert data.train_images.abs().max() <= 1
+
+
+def test_the_digest_is_that_of_the_content_and_is_noted(folder: Path) -> None:
+    content = arrays()
+    path = folder / "mine.npz"
+
+    def read(save: Callable[..., None] = np.savez, **values: Any) -> str:
+        save(path, **content | values)
+        with sources.listed() as noted:
+            digest = images.load(path).digest
+        assert noted == {str(path): digest}
+        return digest
+
+    whole = read()
+    assert read(np.savez_compressed, train_labels=content["train_labels"].astype(np.uint8)) == whole
+    others = [
+        read(**{key: np.roll(content[key], 1, 0)})
+        for key in content  # images, labels, names, groups
+    ]
+    brighter = content["test_images"].copy()
+    brighter[-1, -1, -1, -1] ^= 1
+    others.append(read(test_images=brighter))
+    assert len({whole, *others}) == len(content) + 2
+    with sources.listed() as noted, sources.listed() as inner:
+        images.load("digits")
+    assert (list(noted), list(inner)) == ([], ["digits"])
 
 
 def test_relative_path_is_found_under_the_root(folder: Path) -> None:
@@ -196,6 +222,7 @@ def test_fashion_mnist(folder: Path, compress: bool, monkeypatch: pytest.MonkeyP
     assert data.class_names[9] == "ankle boot"
     assert data.test_labels.tolist() == [0, 1]
     assert np.array_equal(((data.train_images + 1) * 127.5).round().numpy(), pictures[:10].reshape(10, -1))
+    assert data.digest.startswith("b29b3dd09ca1")  # of the content, whether compressed or not
     if not compress:
         file = raw / "train-images-idx3-ubyte"
         file.write_bytes(file.read_bytes()[:-1])

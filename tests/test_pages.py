@@ -14,7 +14,7 @@ import pytest
 from molrg import pages
 
 ROOT = Path(__file__).resolve().parents[1]
-FRAME = ("pages", "results", "digest", "files", "paths", "parameters", "claims")
+FRAME = ("pages", "results", "digest", "sources", "files", "paths", "parameters", "claims")
 TEXT = """\
 ---
 jupytext:

@@ -59,6 +59,30 @@ def run(number, noise=0.5, seeds=(0, 1), *, workdir):
     return {"double": _double(number), "array": np.arange(3, dtype=np.float32) * noise}
 '''
 
+IMAGES = """
+from pathlib import Path
+from types import SimpleNamespace
+
+from molrg import sources
+
+
+def load(name):
+    text = Path(name).read_text()
+    if text == "damaged":
+        raise ValueError(f"{name} is not a readable text")
+    sources.note(name, f"{len(text):064}")
+    return SimpleNamespace(digest=f"{len(text):064}")
+"""
+"""Data sets that are text files; the digest is the number of letters."""
+
+READER = """
+from molrg import images
+
+
+def run(dataset, *, workdir):
+    return {"digest": images.load(dataset).digest}
+"""
+
 TORCH = """
 class cuda:
     is_initialized = staticmethod(lambda: False)
@@ -73,7 +97,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the package's frame with the experiment `molrg.trial`, used by subprocesses."""
     folder = tmp_path / "src" / "molrg"
     folder.mkdir(parents=True)
-    for name in ("results.py", "digest.py", "files.py", "paths.py"):
+    for name in ("results.py", "digest.py", "sources.py", "files.py", "paths.py"):
         (folder / name).write_text(
             (Path(results.__file__).parent / name).read_text("utf-8"), encoding="utf-8"
         )
@@ -191,7 +215,7 @@ class TestStore:
         assert runs(package) == ["1", "3"]
         status, said = command("status")
         assert status == 1
-        assert "STALE: run `make revalidate`" in said
+        assert "STALE: made by other code than the present: run `make revalidate`, or" in said
 
     def test_edits_that_the_run_does_not_reach_leave_it_fresh(self, package: Path) -> None:
         call()
@@ -368,6 +392,82 @@ class TestStore:
         elsewhere = package / "résultats d'été ß"
         assert call(f"print({CALL}.value['double'])", MOLRG_RESULTS=str(elsewhere)) == "6\n"
         assert len(list((elsewhere / "trial").glob("*.json"))) == 1
+
+
+class TestData:
+    """A result that was computed from a data set outside the package."""
+
+    @pytest.fixture(autouse=True)
+    def data(self, package: Path) -> Path:
+        (package / "src" / "molrg" / "images.py").write_text(IMAGES)
+        (package / "src" / "molrg" / "reader.py").write_text(READER)
+        path = package / "set.txt"
+        path.write_text("four")
+        return path
+
+    def show(self, data: Path) -> str:
+        (data.parent / "small.txt").write_text("1")
+        made = f"results.load_or_compute(reader.run, {{'dataset': {str(data)!r}}}, witness=small)"
+        small = f"small = {{'dataset': {str(data.parent / 'small.txt')!r}}}"
+        return call(f"from molrg import reader; {small}; r = {made}; print(r.stale); print(r.show())")
+
+    def result(self, package: Path) -> Path:
+        (path,) = (package / "results" / "reader").glob("*.json")
+        return path
+
+    def test_the_digest_of_what_the_run_itself_read_is_kept_and_shown(
+        self, package: Path, data: Path
+    ) -> None:
+        shown = self.show(data)
+        made = json.loads(self.result(package).read_text())["provenance"]
+        assert made["data"] == {str(data): f"{4:064}"}  # not the witness's
+        assert f"data {data} 0000000000, content" in shown
+
+    def test_changed_data_make_a_result_stale_and_visibly_so(self, package: Path, data: Path) -> None:
+        assert self.show(data).startswith("False\nStored result")
+        data.write_text("longer")
+        said = f"made by other data '{data}' (digest 0000000000 then, 0000000000 now)"
+        assert self.show(data).startswith(f"True\nSTALE: {said}. Stored result")
+        code, status = command("status")
+        assert code == 1
+        assert f"STALE: {said}: run `make revalidate`, or python -m molrg.results recompute" in status
+        data.write_text("back")  # four letters again
+        assert self.show(data).startswith("False\n")
+        assert command("status")[0] == 0
+
+    def test_absent_data_leave_a_result_as_it_is(self, package: Path, data: Path) -> None:
+        before = self.show(data)
+        data.unlink()
+        assert self.show(data) == before
+        assert command("status")[0] == 0
+
+    def test_data_that_can_no_longer_be_read_are_named(self, package: Path, data: Path) -> None:
+        self.show(data)
+        data.write_text("damaged")
+        code, status = command("status")
+        assert code == 1
+        assert f"data '{data}' that can no longer be read ({data} is not a readable text)" in status
+
+    def test_other_code_and_other_data_are_both_named(self, package: Path, data: Path) -> None:
+        self.show(data)
+        data.write_text("longer")
+        path = package / "src" / "molrg" / "reader.py"
+        path.write_text(path.read_text().replace("digest}", "digest, 'more': 1}"))
+        assert f"STALE: made by other code than the present and other data '{data}'" in self.show(data)
+
+    def test_no_witness_vouches_for_changed_data_and_a_new_run_does(self, package: Path, data: Path) -> None:
+        self.show(data)
+        before = self.result(package).read_bytes()
+        data.write_text("longer")
+        code, said = command("revalidate")
+        assert code == 1
+        assert "for which no witness can vouch; put the data back or compute it again" in said
+        assert f"python -m molrg.results recompute {self.result(package)}" in said
+        assert self.result(package).read_bytes() == before
+        assert command("recompute")[0] == 0
+        assert self.show(data).startswith("False\n")
+        made = json.loads(self.result(package).read_text())
+        assert made["provenance"]["data"] == {str(data): made["value"]["digest"]} == {str(data): f"{6:064}"}
 
 
 def faulty(number: int, *, workdir: Path) -> dict[str, Any]:

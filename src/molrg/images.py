@@ -8,6 +8,7 @@ Nothing touches the network unless `download=True`.
 """
 
 import gzip
+import hashlib
 import io
 import os
 import pickle
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrg import sources
 from molrg.paths import ROOT
 
 NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100")
@@ -33,7 +35,8 @@ class Images:
     train_images (N, C*H*W) and test_images (M, C*H*W) are float32 in [-1, 1], flattened from `shape`
     (C, H, W); train_labels (N,) and test_labels (M,) are int64 in [0, K), `class_names` has K entries.
     Where the classes have coarse groups, coarse_of_class (K,) holds the group of each and coarse_names
-    their names, else both are None.
+    their names, else both are None. `digest` is the SHA-256 of all of this but `name`: the same images,
+    labels and class names have one digest in whatever files they come.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Images:
     test_images: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
+    digest: str
     coarse_of_class: Tensor | None = None
     coarse_names: tuple[str, ...] | None = None
 
@@ -66,9 +70,16 @@ def load(name: str | Path, root: str | Path | None = None, download: bool = Fals
     (`FashionMNIST/raw/`, `cifar-10-batches-py/`, `cifar-100-python/`). `download=True` fetches a missing
     one there through torchvision. A relative path that does not exist is looked up under the root too.
 
+    The digest of what was read is noted, so that a stored result knows its data (see molrg.sources).
     Raises FileNotFoundError where the data are missing (what, where it was looked for, how to get it),
     ValueError for an unknown name and for files that do not hold what they should.
     """
+    data = _load(name, root, download)
+    sources.note(str(name), data.digest)
+    return data
+
+
+def _load(name: str | Path, root: str | Path | None, download: bool) -> Images:
     base = Path(root if root is not None else os.environ.get("MOLRG_DATA") or ROOT / "data").expanduser()
     if str(name) in NAMES:
         return {
@@ -234,14 +245,20 @@ def _images(
         return (first.reshape(len(first), -1).float() / (maximum / 2)).sub_(1)
 
     height, width = train.shape[1:3]
+    shape = (train.shape[3] if train.ndim == 4 else 1, height, width)
+    known = (shape, maximum, len(train), len(test), class_names, coarse and (coarse[0].tolist(), coarse[1]))
+    content = hashlib.sha256(repr(known).encode())
+    for array in (train, train_labels.astype("<i8"), test, test_labels.astype("<i8")):
+        content.update(np.ascontiguousarray(array).data)
     return Images(
         name=name,
-        shape=(train.shape[3] if train.ndim == 4 else 1, height, width),
+        shape=shape,
         train_images=scaled(train),
         train_labels=torch.from_numpy(train_labels.astype(np.int64)),
         test_images=scaled(test),
         test_labels=torch.from_numpy(test_labels.astype(np.int64)),
         class_names=tuple(class_names),
+        digest=content.hexdigest(),
         coarse_of_class=groups,
         coarse_names=None if coarse is None else tuple(coarse[1]),
     )

@@ -6,7 +6,8 @@
 A result is a small JSON file, `results/<module>/<key>.json`, whose key is a digest of the function's name and
 its parameters. It holds the value, where it comes from, a witness (the outcome of a small run of the same
 code), and a checksum over all of it. A result made by other code than the present is stale: it is loaded, and
-shows itself as such. So does one whose code was edited while it was computed.
+shows itself as such. So does one whose code was edited while it was computed, and one whose data set is no
+longer what it was; where the data are absent, as they may be for who only reads, the result stands.
 
     python -m molrg.results status        # which results are stale or damaged; fails if one is
     python -m molrg.results revalidate    # carry forward stale ones whose witness the present code repeats
@@ -37,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from molrg import digest
+from molrg import digest, sources
 from molrg.files import write_atomically
 from molrg.paths import ROOT
 
@@ -56,15 +57,21 @@ class DamagedResult(ValueError):
 class Record:
     """A result and where it comes from.
 
-    `value` is what the function returned. `provenance` holds `parameters`, `code` (digest), `device`,
-    `versions`, `date`, `seconds`, `checksum` and `carried` (how later code came to vouch for it). `stale`
-    tells whether code other than the present made it. `path` is its file.
+    `value` is what the function returned. `provenance` holds `parameters`, `code` (digest), `data` (digest of
+    each image data set read, by name), `device`, `versions`, `date`, `seconds`, `checksum` and `carried` (how
+    later code came to vouch for it). `changes` says what is no longer as it was when the result was made: its
+    code, its data. `path` is its file.
     """
 
     value: dict[str, Any]
     provenance: dict[str, Any]
-    stale: bool
+    changes: tuple[str, ...]
     path: Path
+
+    @property
+    def stale(self) -> bool:
+        """Whether other code than the present or other data made the result."""
+        return bool(self.changes)
 
     def show(self) -> "Provenance":
         """The line of provenance that stands below each figure that uses this result."""
@@ -75,12 +82,13 @@ class Provenance:
     """One line for the reader, with a banner where the result is stale; a display object (HTML and text)."""
 
     def __init__(self, record: Record):
-        made, self.stale = record.provenance, record.stale
+        made, self.changes = record.provenance, " and ".join(record.changes)
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         self.text = (
             f"Stored result {record.path.parent.name}/{record.path.name}: computed on {made['date'][:10]} "
             f"on {made['device']} in {_duration(made['seconds'])}; {versions}; code {made['code'][:10]}, "
-            f"content {made['checksum'][:10]}."
+            + "".join(f"data {name} {content[:10]}, " for name, content in made.get("data", {}).items())
+            + f"content {made['checksum'][:10]}."
         )
         for step in made["carried"]:
             self.text += (
@@ -89,14 +97,14 @@ class Provenance:
             )
 
     def __repr__(self) -> str:
-        return ("STALE: made by other code than the present. " if self.stale else "") + self.text
+        return (f"STALE: made by {self.changes}. " if self.changes else "") + self.text
 
     def _repr_html_(self) -> str:
         banner = ""
-        if self.stale:
+        if self.changes:
             banner = (
                 '<strong class="stale" style="color:#fff;background:#b00020;padding:.1em .5em">'
-                "STALE: this result was made by other code than the present</strong> "
+                f"STALE: this result was made by {html.escape(self.changes)}</strong> "
             )
         return f'<p class="provenance">{banner}<small>{html.escape(self.text)}</small></p>'
 
@@ -155,7 +163,26 @@ def _record(path: Path, content: dict[str, Any]) -> Record:
         "parameters": content["parameters"],
         "checksum": content["sha256"],
     }
-    return Record(_decode(content["value"]), provenance, _is_stale(content), path)
+    changes = ["other code than the present"] * _is_stale(content) + _changed_data(content)
+    return Record(_decode(content["value"]), provenance, tuple(changes), path)
+
+
+def _changed_data(content: dict[str, Any]) -> list[str]:
+    """The data sets of a result that are here and are not what they were when it was computed."""
+    changed = []
+    for name, before in content["provenance"].get("data", {}).items():
+        from molrg import images
+
+        try:
+            now = images.load(name).digest
+        except FileNotFoundError:
+            continue  # absent, and so not known to have changed
+        except ValueError as error:
+            changed.append(f"data {name!r} that can no longer be read ({error})")
+            continue
+        if now != before:
+            changed.append(f"other data {name!r} (digest {before[:10]} then, {now[:10]} now)")
+    return changed
 
 
 def _is_stale(content: dict[str, Any]) -> bool:
@@ -178,9 +205,14 @@ def revalidate(path: Path) -> float:
     Returns the largest error, relative to the largest magnitude in each array. The file then names the
     present code as one that vouches for the result, in `provenance["carried"]`; the code that made it stays
     on record. A fresh result is left alone. Raises `ValueError`, and changes nothing, where the witness comes
-    out differently, or where the present parameters have another result already.
+    out differently, where the data changed, or where the present parameters have another result already.
     """
     with _held(path) as (content, function, moved):
+        if changed := _changed_data(content):
+            raise ValueError(
+                f"{path}: made by {' and '.join(changed)}, for which no witness can vouch; put the data back "
+                f"or compute it again: python -m molrg.results recompute {path}"
+            )
         if not _is_stale(content):
             return 0.0
         code = _unedited(function)
@@ -284,7 +316,8 @@ def _compute(
         (workdir / part).mkdir(parents=True, exist_ok=True)
     small = _encode(dict(function(**witness, workdir=workdir / "witness")))
     before, start = _cuda_allocations(), time.monotonic()
-    value = _encode(dict(function(**parameters, workdir=workdir / "run")))
+    with sources.listed() as read:
+        value = _encode(dict(function(**parameters, workdir=workdir / "run")))
     seconds = time.monotonic() - start
     content = {
         "format": FORMAT,
@@ -294,6 +327,7 @@ def _compute(
         "witness": {"parameters": witness, "value": small, "tolerance": tolerance},
         "provenance": {
             "code": code,
+            "data": read,
             "device": _device(before),
             "versions": _versions(),
             "date": _today(),
@@ -515,8 +549,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for path in [p.resolve() for p in given.path] or stored():
         try:
-            stale = load(path).stale
-            if not stale:
+            changes = load(path).changes
+            if not changes:
                 outcome = "fresh"
             elif given.command == "revalidate":
                 outcome = f"carried forward, error {revalidate(path):.1e}"
@@ -524,7 +558,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 recompute(path)
                 outcome = "computed again"
             else:
-                outcome = "STALE: run `make revalidate`, or python -m molrg.results recompute"
+                outcome = (
+                    f"STALE: made by {' and '.join(changes)}: run `make revalidate`, or "
+                    "python -m molrg.results recompute"
+                )
                 failed = 1
         except Exception as error:  # whatever an experiment raises: the other results are still treated
             outcome, failed = f"FAILED: {type(error).__name__}: {error}", 1

@@ -6,7 +6,6 @@ linear probes and nearest-subspace classifiers on each layer, a fresh classifier
 (posterior accuracy), and the class SNR of the features.
 """
 
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def run(
     integer("probe_samples", probe_samples, 10)
     integer("test_samples", test_samples, 1)
     data = images.load(dataset)
-    folder = Path(workdir) / _digest(data)  # figures and checkpoints of changed data are left alone
+    folder = Path(workdir) / data.digest[:16]  # figures and checkpoints of changed data are left alone
     runs = []
     for seed in range(seeds):
         file = folder / f"figures-{seed}.npz"
@@ -348,15 +347,6 @@ def _rank(values: Tensor) -> Tensor:
     centred = values - values.mean(1, keepdim=True)
     gram = centred.mT @ centred
     return gram.diagonal(dim1=1, dim2=2).sum(1).square() / gram.square().sum((1, 2))
-
-
-def _digest(data: images.Images) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of all images, labels and class names."""
-    digest = hashlib.sha256(repr((data.shape, data.class_names)).encode())
-    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
-        digest.update(repr(part.shape).encode())
-        digest.update(part.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _save(file: Path, arrays: dict[str, Any]) -> None:
