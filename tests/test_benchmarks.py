@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_features, bench_mixture, bench_probes, run, timing
+from benchmarks import bench_empirical, bench_features, bench_mixture, bench_probes, run, timing
 from molrg import MoLRG, features
 from molrg.networks import MLP
 
@@ -60,6 +60,25 @@ def test_rows_of_the_mixture() -> None:
     ]
     assert all(complete(row) and row["ratio"] > 0 for row in rows)
     assert complete(bench_mixture.against_azula(shape, 20, 1))
+
+
+@pytest.mark.parametrize("name", ["two_products", "attention", "smalldiffusion"])
+def test_other_code_computes_the_empirical_denoiser(name: str) -> None:
+    if name == "smalldiffusion" and not bench_empirical.has_smalldiffusion():
+        pytest.skip("smalldiffusion is not installed")
+    shape = (12, 300, 40)
+    points, x = bench_empirical.training_points(shape), bench_empirical.noisy_points(shape)
+    found = getattr(bench_empirical, name)(points)(x)
+    torch.testing.assert_close(found, bench_empirical.ours(points)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_the_empirical_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_empirical, "peak_memory", lambda *arguments: 1.0)
+    rows = bench_empirical.run(((12, 300, 40),), repeats=1)
+    assert all(complete(row) for row in rows)
+    monkeypatch.setattr(bench_empirical, "has_smalldiffusion", lambda: False)
+    rows = bench_empirical.run(((12, 300, 40),), repeats=1)
+    assert sum(math.isnan(row["ratio"]) for row in rows) == 2
 
 
 def test_row_without_azula_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
