@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import chi2
 
-from molrg import MoLRG, snr
+from molrg import LowRankMixture, MoLRG, snr
 
 POINTS = [  # K=2, d=2, delta=.3: sigma, clean, noisy
     (0.4, 32.5540382077707, 10.5622383368502),
@@ -238,7 +238,7 @@ def test_block_energies_equal_denoised_vectors_at_any_angles(
 def test_a_mixture_as_denoiser_forms_no_denoised_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = with_angles(20, [3, 5, 2], "span", torch.float32)
     expected = snr.estimate(mixture.posterior_mean, mixture, [0.1, 2.0], 300, generator=generator(1)).value
-    monkeypatch.delattr(MoLRG, "posterior_mean")
+    monkeypatch.delattr(LowRankMixture, "posterior_mean")
     value = snr.estimate(mixture, mixture, [0.1, 2.0], 300, generator=generator(1)).value
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
 

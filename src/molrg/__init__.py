@@ -2,8 +2,8 @@
 
 from molrg import snr
 from molrg.empirical import EmpiricalDenoiser
-from molrg.mixture import MoLRG
+from molrg.mixture import LowRankMixture, MoLRG
 
 __version__ = "0.1.0"
 
-__all__ = ["EmpiricalDenoiser", "MoLRG", "snr"]
+__all__ = ["EmpiricalDenoiser", "LowRankMixture", "MoLRG", "snr"]

@@ -68,6 +68,17 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
+def nonnegative(name: str, value: Any) -> float:
+    """Return `value` as a finite float >= 0; raises ValueError otherwise."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = float("nan")
+    if isinstance(value, bool | str | bytes) or not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    return number
+
+
 def boolean(name: str, value: Any) -> bool:
     """Return `value` as a bool; raises ValueError unless it is Python's or NumPy's True or False."""
     if not isinstance(value, bool | np.bool_):

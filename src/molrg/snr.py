@@ -19,7 +19,16 @@ from scipy.special import expit, gammaln, log_expit, logsumexp
 from torch import Tensor
 
 from molrg.arguments import LOWEST, Levels, boolean, choice, fraction, integer, noise_levels
-from molrg.mixture import BACKGROUNDS, Frame, MoLRG, energies, gaussian, row_chunks
+from molrg.mixture import (
+    BACKGROUNDS,
+    Frame,
+    LowRankMixture,
+    MoLRG,
+    class_priors,
+    energies,
+    gaussian,
+    row_chunks,
+)
 
 DENOMINATORS = ("residual", "classes")
 AVERAGES = ("classes", "pooled", "none")
@@ -167,6 +176,53 @@ def mismatched(
     return value[0] if scalar else value
 
 
+def exact_classes(
+    ranks: Sequence[int],
+    priors: Sequence[float] | np.ndarray | Tensor | None,
+    delta: float,
+    sigma: Levels,
+    noisy_input: bool = True,
+    denominator: str = "residual",
+    background: str = "span",
+    dim: int | None = None,
+    average: str = "classes",
+) -> Tensor:
+    r"""Return the exact SNR of the optimal denoiser for orthogonal classes of any ranks and priors.
+
+    Float64, () or (S,); with `average="none"` one value a class, K appended. `average` is that of
+    `estimate`. For equal ranks and priors every average is `exact`.
+
+    Method. As for `exact`, with weights w_l = e^{a_l + kappa E_l}/S, whose offsets
+    a_l = log pi_l - d_l/2 log((1 + sigma^2)/(delta^2 + sigma^2)) shift the factors: for points of class k
+
+        E[w_k^m E_k] = 1/Gamma(m) int psi_k(v + a_k) prod_{l != k} phi_l(v + a_l) dv,
+
+    and likewise for E[w_l^m E_l]. Classes of the same rank and prior share their integrals.
+
+    Raises ValueError for arguments outside their ranges: ranks K >= 2 integers >= 1, priors K positive
+    numbers with sum 1 or None for equal ones.
+    """
+    ranks = [integer(f"ranks[{k}]", rank, 1) for k, rank in enumerate(ranks)]
+    if len(ranks) < 2:
+        raise ValueError(f"ranks must hold at least 2 classes, got {len(ranks)}")
+    pi = class_priors(priors, len(ranks))
+    noisy_input = boolean("noisy_input", noisy_input)
+    choice("average", average, AVERAGES)
+    delta = fraction("delta", delta)
+    levels, scalar = noise_levels(sigma)
+    room = _room(sum(ranks), denominator, background, dim)
+    kinds = list(dict.fromkeys(zip(ranks, pi.tolist(), strict=True)))
+    kind_of_class = [kinds.index(kind) for kind in zip(ranks, pi.tolist(), strict=True)]
+    counts = np.bincount(kind_of_class)
+    pairs = [_class_energies(kinds, counts, delta, noisy_input, s, room) for s in levels.tolist()]
+    signal, noise = (torch.from_numpy(part)[:, kind_of_class] for part in np.stack(pairs, axis=1))
+    if average == "pooled":
+        value = (signal * pi).sum(-1) / (noise * pi).sum(-1)
+    else:
+        value = signal / noise if average == "none" else (signal / noise).mean(-1)
+    return value[0] if scalar else value
+
+
 class Estimate(NamedTuple):
     """A Monte Carlo value and its standard error, float64 tensors of one shape."""
 
@@ -175,8 +231,8 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    denoiser: Callable[[Tensor, float], Tensor] | MoLRG,
-    mixture: MoLRG,
+    denoiser: Callable[[Tensor, float], Tensor] | LowRankMixture,
+    mixture: LowRankMixture,
     sigma: Levels,
     num_samples: int,
     noisy_input: bool = True,
@@ -190,8 +246,8 @@ def estimate(
     ----------
     denoiser
         A callable (x, sigma) -> (N, n) with a float sigma, which returns the dtype of x; or a mixture,
-        `mixture` or another one of its dimension, which stands for its posterior mean. That is taken
-        through block energies, without forming denoised vectors: all levels share the matrix products.
+        `mixture` or another one of its dimension, which stands for its posterior mean. That of a `MoLRG` is
+        taken through block energies, without forming denoised vectors: all levels share the matrix products.
     sigma
         A level or (S,). Points and noise are shared by all levels (x_sigma = x_0 + sigma eps).
     average
@@ -216,13 +272,14 @@ def estimate(
     choice("denominator", denominator, DENOMINATORS)
     choice("average", average, AVERAGES)
     levels, scalar = noise_levels(sigma)
-    if isinstance(denoiser, MoLRG) and denoiser.dim != mixture.dim:
+    if isinstance(denoiser, LowRankMixture) and denoiser.dim != mixture.dim:
         raise ValueError(
             f"the denoiser must be a mixture of the dimension of the data, {mixture.dim}, got {denoiser.dim}"
         )
     like = mixture.bases[0]
     frame = mixture.frame(like.dtype, like.device)
-    optimal = denoiser is mixture and mixture.is_orthogonal
+    optimal = denoiser is mixture and isinstance(mixture, MoLRG) and mixture.is_orthogonal
+    call = denoiser.posterior_mean if isinstance(denoiser, LowRankMixture) else denoiser
     width = max(mixture.dim, frame.blocks.shape[1], len(levels) * mixture.num_classes)
     sums = torch.zeros(5, len(levels), mixture.num_classes, dtype=torch.float64)
     with torch.no_grad():
@@ -234,12 +291,12 @@ def estimate(
                 labels = torch.full((rows.stop - rows.start,), k)
                 x0, _ = mixture.sample(len(labels), generator=generator, labels=labels)
                 noise = gaussian(x0.shape, like, generator) if noisy_input else None
-                if optimal:
+                if optimal and isinstance(mixture, MoLRG):
                     pair = _optimal_energies(mixture, frame, x0, noise, levels, k, denominator)
                 elif isinstance(denoiser, MoLRG):
                     pair = _mixture_energies(denoiser, forms, x0, noise, levels)
                 else:
-                    pair = _denoised_energies(denoiser, frame, x0, noise, levels, k, denominator)
+                    pair = _denoised_energies(call, frame, x0, noise, levels, k, denominator)
                 sums[:, :, k] += _power_sums(*pair).cpu()
     if not optimal:  # what subtraction leaves of zero is rounding
         sums[1, sums[1] <= (16 * torch.finfo(like.dtype).eps) ** 2 * sums[0]] = 0
@@ -260,13 +317,7 @@ def _exact(
     dim: int | None,
 ) -> Tensor:
     """The exact SNR (S,) of the optimal denoisers for `levels`, on points with noise of levels `inputs`."""
-    choice("denominator", denominator, DENOMINATORS)
-    choice("background", background, BACKGROUNDS)
-    needs_dim = denominator == "residual" and background == "complement"
-    if dim is not None:
-        integer("dim", dim, num_classes * rank)
-    elif needs_dim:
-        raise ValueError("dim is needed with denominator='residual' and background='complement': pass dim=n")
+    room = _room(num_classes * rank, denominator, background, dim)
     values = []
     for given, level in zip(inputs, levels, strict=True):
         s2, d2 = level**2, delta**2
@@ -276,10 +327,61 @@ def _exact(
         moments = _weight_moments(num_classes, rank, kappa * own, kappa * other)
         signal = own * (xi**2 * rank + 2 * xi * gap * moments[0] + gap**2 * moments[1])
         noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gap * moments[2] + gap**2 * moments[3])
-        if needs_dim and dim is not None:
-            noise += xi**2 * other * (dim - num_classes * rank)
-        values.append(signal / noise)
+        values.append(signal / (noise + xi**2 * other * room))
     return torch.tensor(values, dtype=torch.float64)
+
+
+def _room(filled: int, denominator: str, background: str, dim: int | None) -> int:
+    """How many dimensions outside the `filled` ones of the classes hold background that counts as noise."""
+    choice("denominator", denominator, DENOMINATORS)
+    choice("background", background, BACKGROUNDS)
+    counts = denominator == "residual" and background == "complement"
+    if dim is not None:
+        integer("dim", dim, filled)
+    elif counts:
+        raise ValueError("dim is needed with denominator='residual' and background='complement': pass dim=n")
+    return dim - filled if counts and dim is not None else 0
+
+
+def _class_energies(
+    kinds: Sequence[tuple[int, float]],
+    counts: np.ndarray,
+    delta: float,
+    noisy_input: bool,
+    level: float,
+    room: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean energies of denoised points of each kind of class, in the own subspace and in the rest, (T,).
+
+    `kinds` are (rank, prior), of which there are `counts`.
+    """
+    s2, d2 = level**2, delta**2
+    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+    xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
+    own, other = (1 + s2, d2 + s2) if noisy_input else (1.0, d2)
+    ranks, priors = (np.array(part) for part in zip(*kinds, strict=True))
+    offsets = np.log(priors) - 0.5 * ranks * (np.log1p(s2) - np.log(d2 + s2))
+    v, weights = _outer_rule(ranks, offsets - offsets.max(), kappa * own, kappa * other)
+    shifted = v + (offsets - offsets.max())[:, None]
+    as_own = [_transforms(at, rank, kappa * own) for at, rank in zip(shifted, ranks, strict=True)]
+    as_rival = [_transforms(at, rank, kappa * other) for at, rank in zip(shifted, ranks, strict=True)]
+    signal, noise = np.empty(len(kinds)), np.full(len(kinds), xi**2 * other * room)
+    kept = np.eye(len(kinds), dtype=int)
+
+    def energy(rank: int, measure: np.ndarray, integrals: tuple[np.ndarray, ...]) -> float:
+        """E[(xi + gap w)^2 Y] / scale, from the factors of the other classes in `measure`."""
+        return xi**2 * rank + 2 * xi * gap * measure @ integrals[1] + gap**2 * measure @ integrals[2]
+
+    def product(left: np.ndarray) -> np.ndarray:
+        return weights * np.prod([phi**n for (phi, _, _), n in zip(as_rival, left, strict=True)], axis=0)
+
+    for t, mine in enumerate(kept):
+        signal[t] = own * energy(ranks[t], product(counts - mine), as_own[t])
+        for u, rival in enumerate(kept):
+            if number := (counts - mine)[u]:
+                measure = product(counts - mine - rival) * as_own[t][0]
+                noise[t] += number * other * energy(ranks[u], measure, as_rival[u])
+    return signal, noise
 
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
@@ -309,6 +411,25 @@ def _radii(rank: int, panels: int) -> np.ndarray:
     return np.linspace(max(0.0, np.sqrt(rank) - 9), np.sqrt(rank) + 9, panels + 1)
 
 
+def _outer_rule(
+    ranks: Sequence[int] | np.ndarray, offsets: Sequence[float] | np.ndarray, own: float, other: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights in v for classes with logits offset + own Y or offset + other Z, Y, Z ~ chi^2_rank.
+
+    The largest offset must be 0. Breaks: where the densities of -offset - own Y and -offset - other Z live,
+    and from 4 downwards in growing steps, since on the scale of 1 the integrand is smooth. What is above 4
+    is below e^{-e^4} of the integral, since the sum of the exponentials of the logits is at least 1.
+    """
+    breaks = [np.array([4.0, 3, 2, 1, 0]), -(2.0 ** np.arange(0, 40, 0.5))]
+    lowest = 0.0
+    for rank, offset in zip(ranks, offsets, strict=True):
+        energy = _radii(rank, 24) ** 2
+        breaks += [-offset - own * energy, -offset - other * energy]
+        lowest = min(lowest, -offset - max(own, other) * energy[-1] - 40)
+    edges = np.unique(np.concatenate([*breaks, [lowest]]))
+    return _panels(edges[(edges >= lowest) & (edges <= 4)])
+
+
 def _weight_moments(
     num_classes: int | np.ndarray, rank: int, own: float, other: float, weighted: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -317,15 +438,9 @@ def _weight_moments(
     Without the factors Y and Z unless `weighted`. Of several `num_classes` (C, 1), which share the integrals
     over one class, each is (C,).
 
-    The logits are own * Y and other * Z_l. Breaks in v: where the densities of -own Y and -other Z live,
-    and from 4 downwards in growing steps, since on the scale of 1 the integrand is smooth.
+    The logits are own * Y and other * Z_l.
     """
-    radii = _radii(rank, 24)
-    lowest = -max(own, other) * radii[-1] ** 2 - 40
-    steps = np.concatenate([[4.0, 3, 2, 1, 0], -(2.0 ** np.arange(0, 40, 0.5))])
-    breaks = np.concatenate([steps, -own * radii**2, -other * radii**2, [lowest]])
-    breaks = np.unique(breaks[(breaks >= lowest) & (breaks <= 4)])
-    v, weights = _panels(breaks)
+    v, weights = _outer_rule([rank], [0.0], own, other)
     phi_own, one_own, two_own = _transforms(v, rank, own, weighted)
     phi_other, one_other, two_other = _transforms(v, rank, other, weighted)
     rest = phi_other ** (num_classes - 2)
@@ -479,7 +594,7 @@ class _Form(NamedTuple):
     gram: Tensor
 
 
-def _forms(denoiser: MoLRG, mixture: MoLRG, k: int, denominator: str) -> list[_Form]:
+def _forms(denoiser: MoLRG, mixture: LowRankMixture, k: int, denominator: str) -> list[_Form]:
     """The energies in class k of `mixture`, L = U_k^T, and in the denominator, for the mixture `denoiser`."""
     like = mixture.bases[0]
     bases = mixture.frame(like.dtype, like.device).blocks.unflatten(1, (mixture.num_classes, -1))
