@@ -279,7 +279,6 @@ def estimate(
     like = mixture.bases[0]
     frame = mixture.frame(like.dtype, like.device)
     optimal = denoiser is mixture and isinstance(mixture, MoLRG) and mixture.is_orthogonal
-    call = denoiser.posterior_mean if isinstance(denoiser, LowRankMixture) else denoiser
     width = max(mixture.dim, frame.blocks.shape[1], len(levels) * mixture.num_classes)
     sums = torch.zeros(5, len(levels), mixture.num_classes, dtype=torch.float64)
     with torch.no_grad():
@@ -296,6 +295,7 @@ def estimate(
                 elif isinstance(denoiser, MoLRG):
                     pair = _mixture_energies(denoiser, forms, x0, noise, levels)
                 else:
+                    call = denoiser.posterior_mean if isinstance(denoiser, LowRankMixture) else denoiser
                     pair = _denoised_energies(call, frame, x0, noise, levels, k, denominator)
                 sums[:, :, k] += _power_sums(*pair).cpu()
     if not optimal:  # what subtraction leaves of zero is rounding
