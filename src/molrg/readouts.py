@@ -16,7 +16,6 @@ from torch import Tensor
 
 from molrg import snr
 from molrg.arguments import Levels, boolean, fraction, integer, noise_levels
-from molrg.mixture import row_chunks
 from molrg.snr import Estimate
 
 
@@ -193,7 +192,7 @@ def _largest(num_classes: int, rank: int, rho: float) -> float:
 def _information(num_classes: int, rank: int, rho: float) -> float:
     """log K less int phi_A (1 - phi_B^{K-1}) dv, which is positive throughout: nothing cancels."""
     own, other = (rho - 1) / 2, (1 - 1 / rho) / 2
-    v, weights = snr._panels(snr._level_breaks(rank, own, other))
+    v, weights = snr._outer_rule([rank], [0.0], own, other)
     phi_own = snr._transforms(v, rank, own)[0]
     with np.errstate(divide="ignore"):  # log 0 where phi_B is 0
         log_phi = np.log1p(-_complement(v, rank, other).clip(max=1))
@@ -213,7 +212,8 @@ def _complement(v: np.ndarray, rank: int, scale: float) -> np.ndarray:
     result = np.empty_like(v)
     radii = snr._radii(rank, 24)
     fixed = np.unique(np.concatenate([radii, radii / math.sqrt(1 - 2 * scale)]))
-    for rows in row_chunks(len(v), 16 * (len(fixed) + len(_FALL))):
+    for start in range(0, len(v), snr._ROWS):
+        rows = slice(start, start + snr._ROWS)
         at = v[rows, None]
         turns = np.sqrt(np.maximum((_FALL - at) / scale, 0)).clip(fixed[0], fixed[-1])
         breaks = np.concatenate([np.broadcast_to(fixed, (len(at), len(fixed))), turns], axis=1)
