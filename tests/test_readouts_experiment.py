@@ -47,7 +47,9 @@ def test_invariant_readouts_are_bayes(found: dict[str, Any]) -> None:
 
 def test_span_coordinates_change_nothing_for_the_denoised_point(found: dict[str, Any]) -> None:
     for readout in (1, 2):
-        np.testing.assert_allclose(found["many"][:, :, 1, readout], found["many"][:, :, 2, readout], atol=0.01)
+        np.testing.assert_allclose(
+            found["many"][:, :, 1, readout], found["many"][:, :, 2, readout], atol=0.01
+        )
 
 
 def test_clean_points_do_not_know_sigma(found: dict[str, Any]) -> None:
