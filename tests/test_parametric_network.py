@@ -1,5 +1,10 @@
 """The experiment on the parametric network: a small run for real, and the parts it is made of."""
 
+import json
+import multiprocessing
+import random
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from molrg import MoLRG, snr
+from molrg import MoLRG, results, snr
 from molrg.experiments import parametric_network as experiment
 from molrg.networks import SubspaceDenoiser
 
@@ -152,3 +157,44 @@ def test_wrong_values_are_named(tmp_path: Path, change: dict[str, Any], named: s
     with pytest.raises(ValueError, match=named):
         experiment.run(**(SMOKE | change), workdir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+TINY = SMOKE | {"train_size": 640, "test_size": 60, "epochs": 20, "restarts": 1, "seeds": 2}
+
+
+def stored_run(folder: str) -> None:
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOLRG_RESULTS", folder)
+        results.load_or_compute(experiment.run, TINY, witness=TINY | {"epochs": 1, "seeds": 1})
+
+
+def test_killed_at_random_moments_the_stored_result_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["molrg.experiments.parametric_network", "torch._dynamo", "tqdm"])
+
+    def start(name: str) -> Any:
+        process = processes.Process(target=stored_run, args=(str(tmp_path / name),))
+        process.start()
+        return process
+
+    def content(name: str) -> dict[str, Any]:
+        (path,) = (tmp_path / name / "parametric_network").glob("*.json")
+        return json.loads(path.read_bytes())
+
+    start("warm").join()
+    before = time.monotonic()
+    start("whole").join()
+    duration, dice, kills = time.monotonic() - before, random.Random(0), 0
+    for _ in range(5):
+        process = start("killed")
+        time.sleep(dice.uniform(0, duration / 2))  # each goes on where the last one was
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 2
+    process = start("killed")
+    process.join()
+    assert process.exitcode == 0
+    for part in ("value", "witness"):
+        assert content("killed")[part] == content("whole")[part]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -370,6 +371,36 @@ class TestStore:
             assert list(path.parent.glob(".*.part"))
         assert call(f"print({CALL}.value['double'])") == f"{uninterrupted}\n"
         assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+    def test_killed_at_random_moments_it_holds_the_whole_result_or_none(self, package: Path) -> None:
+        """A process that stores a result over and over, first where there is none, then over an old one."""
+        edit(package, "np.arange(3", "np.arange(70_000")  # writing takes most of the time
+        expected = call(f"print({CALL}.value['array'].sum())")
+        path, dice, found = stored(package), random.Random(0), {"none": 0, "old": 0, "part": 0}
+        code = f"""
+            print("ready", flush=True)
+            while True:
+                {CALL}
+                results.recompute(results.stored()[0])
+                results.stored()[0].unlink()
+        """
+        for _ in range(12):
+            process = start(code)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(dice.uniform(0, 0.3))
+            process.kill()
+            process.communicate(timeout=60)
+            assert process.returncode == -signal.SIGKILL
+            found["part"] += any(path.parent.glob(".*.part"))
+            found["old" if path.exists() else "none"] += 1
+            if path.exists():
+                assert results.load(path).value["double"] == 6
+        assert all(found.values()), found
+        assert call(f"print({CALL}.value['array'].sum())") == expected
+        assert call("results.recompute(results.stored()[0])") == ""
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+        assert not list((package / "results" / ".work").glob("**/run"))
 
     def test_a_full_disk_is_named_and_overwrites_nothing(self, package: Path) -> None:
         call()

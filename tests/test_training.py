@@ -195,7 +195,9 @@ def not_to_be_called() -> nn.Module:
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["molrg.training", "molrg.networks", "safetensors.torch", "tqdm"])
+PROCESSES.set_forkserver_preload(
+    ["molrg.training", "molrg.networks", "torch._dynamo", "safetensors.torch", "tqdm"]
+)
 
 
 def in_child(target: Callable[..., None], *arguments: Any) -> Any:
