@@ -1,10 +1,11 @@
 """Times and peak memory of two ways to compute the same."""
 
+import contextlib
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
@@ -40,6 +41,20 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> t
     mine, theirs = zip(*pairs, strict=True)
     ratio = statistics.median(a / b for a, b in pairs)
     return statistics.median(mine), statistics.median(theirs), ratio
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit PyTorch, BLAS and OpenMP to one thread: idle threads of one side spin and slow the other."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory(build: Callable[..., Callable[[], Any]], *arguments: Any) -> float:

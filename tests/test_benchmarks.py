@@ -50,8 +50,21 @@ def test_features_are_those_of_the_plain_pass() -> None:
     torch.testing.assert_close(found["denoised"], bench_features.plain(network, x, 8))
 
 
+def test_one_thread_is_for_every_library_and_only_for_a_while() -> None:
+    from threadpoolctl import threadpool_info
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with timing.one_thread():
+        assert torch.get_num_threads() == 1
+        assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
 def test_rows_of_the_mixture() -> None:
     shape = SMALL[0]
+    assert "one thread" in bench_mixture.against_dense(shape, 20, 1, "scipy")["note"]
     rows = [
         bench_mixture.against_straight_line(shape, 20, 1),
         bench_mixture.against_two_products(shape, 20, 1),
