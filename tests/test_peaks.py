@@ -42,7 +42,7 @@ def test_any_grid_finds_the_same_peak() -> None:
 
 
 def test_the_clean_snr() -> None:
-    found = peaks.find(lambda s: snr.exact(3, 5, 0.2, s, noisy_input=False), 0.1, 10, points=11)
+    found = peaks.find(lambda s: snr.exact(3, 5, 0.2, s, noisy_input=False), 0.2, 2, points=5)
     assert found.is_single
     assert found.sigma == pytest.approx(0.555923, rel=2e-6)
     near = [found.sigma * (1 - 1e-4), found.sigma, found.sigma * (1 + 1e-4)]

@@ -55,9 +55,8 @@ def find(
         raise ValueError(f"accuracy must lie from 0 to 1 (it is a relative error), got {accuracy!r}")
     levels = np.geomspace(low, high, points)
     values = _evaluate(function, levels)
-    turns = _turns(values, accuracy)
-    maxima = [i for i, kind in turns if kind > 0]
-    shape = (len(maxima), len(turns) - len(maxima))
+    maxima, minima = turns(values, accuracy)
+    shape = (len(maxima), len(minima))
     edge: Literal["low", "high"] = "low" if values[0] >= values[-1] else "high"
     end = max(values[0], values[-1])
     best = max(maxima, key=lambda i: values[i], default=None)
@@ -79,12 +78,14 @@ def _evaluate(function: Callable[[np.ndarray], Any], levels: np.ndarray) -> np.n
     return values
 
 
-def _turns(values: np.ndarray, accuracy: float) -> list[tuple[int, int]]:
-    """Index and kind (1 maximum, -1 minimum) of the interior turns, which alternate.
+def turns(values: np.ndarray, accuracy: float = 1e-10) -> tuple[list[int], list[int]]:
+    """Indices of the interior maxima and minima, which alternate, of values (S,) along a curve.
 
-    The running extreme becomes a turn once the curve has come back from it by more than its rounding.
+    The running extreme becomes a turn once the curve has come back from it by more than `accuracy` times its
+    value.
     """
-    turns = []
+    maxima: list[int] = []
+    minima: list[int] = []
     top = bottom = 0
     direction = 0  # unknown until the curve has left its first value
     for i, value in enumerate(values):
@@ -94,13 +95,13 @@ def _turns(values: np.ndarray, accuracy: float) -> list[tuple[int, int]]:
         rose = value - values[bottom] > accuracy * abs(values[bottom])
         if direction >= 0 and fell:
             if direction > 0:
-                turns.append((top, 1))
+                maxima.append(top)
             direction, bottom = -1, i
         elif direction <= 0 and rose:
             if direction < 0:
-                turns.append((bottom, -1))
+                minima.append(bottom)
             direction, top = 1, i
-    return turns
+    return maxima, minima
 
 
 def _refine(
@@ -112,7 +113,7 @@ def _refine(
     sigma, a smooth curve is a parabola in log sigma, and the fit averages the rounding.
     """
     best, ratio = 1, np.inf
-    while ratio > 1.005:
+    while ratio > 1.002:
         ends, heights = levels[[best - 1, best + 1]], values[[best - 1, best + 1]]
         levels, ratio = np.geomspace(ends[0], ends[1], 9), ends[1] / ends[0]
         values = np.concatenate([heights[:1], _evaluate(function, levels[1:-1]), heights[1:]])
