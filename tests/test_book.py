@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -71,50 +72,24 @@ def test_every_page_is_in_the_contents() -> None:
         assert re.search(rf"(file|root): {page}$", contents, re.MULTILINE), page
 
 
-PAGE = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-# A page
-
-```{code-cell} ipython3
-:tags: [parameters]
-
-size = "default"
-```
-
-```{code-cell} ipython3
-print(1 + 1)
-```
-"""
+@pytest.fixture
+def page(page_source: Callable[..., str]) -> str:
+    """The text of the small book's only page."""
+    return page_source('size = "default"', "print(1 + 1)")
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_clone: Callable[..., Path], page: str
+) -> Path:
     """A clone whose book has one small page, in a folder with blanks and other letters in its name."""
-    folder = tmp_path / "ein Klon für später"
-    folder.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "src", folder / "src", ignore=ignore)
-    (folder / "src" / "molrg" / "__init__.py").write_text(
-        ""
-    )  # without PyTorch, which takes seconds to import
+    folder = make_clone(tmp_path / "ein Klon für später", "index", page)
     for name in ("_ext", "_static"):
+        ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / "book" / name, folder / "book" / name, ignore=ignore)
-    for name in ("Snakefile", "book/_config.yml", "book/references.bib"):
-        shutil.copy(ROOT / name, folder / name)
-    (folder / "results").mkdir()
-    (folder / "book" / "claims.yml").write_text("{}")
+    for name in ("_config.yml", "references.bib"):
+        shutil.copy(ROOT / "book" / name, folder / "book" / name)
     (folder / "book" / "_toc.yml").write_text("format: jb-book\nroot: index\n")
-    (folder / "book" / "index.md").write_text(PAGE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
     return folder
 
@@ -162,10 +137,9 @@ def test_the_second_build_executes_nothing_and_changes_nothing(clone: Path) -> N
     assert files(clone) == before
 
 
-def test_a_failing_cell_fails_the_build_and_does_so_again(clone: Path) -> None:
+def test_a_failing_cell_fails_the_build_and_does_so_again(clone: Path, page: str) -> None:
     assert build(clone)[0] == 0
-    page = clone / "book" / "index.md"
-    page.write_text(PAGE.replace("1 + 1", "1 / 0"), encoding="utf-8")
+    (clone / "book" / "index.md").write_text(page.replace("1 + 1", "1 / 0"), encoding="utf-8")
     good = (clone / "book" / "index.ipynb").read_bytes()
     for _ in range(2):
         code, said = build(clone)
@@ -179,9 +153,8 @@ def test_a_failing_cell_fails_the_build_and_does_so_again(clone: Path) -> None:
     assert (clone / "book" / "index.ipynb").read_bytes() == good
 
 
-def test_a_warning_fails_the_build_and_does_so_again(clone: Path) -> None:
-    page = clone / "book" / "index.md"
-    page.write_text(PAGE + "\nSee {ref}`nowhere`.\n", encoding="utf-8")
+def test_a_warning_fails_the_build_and_does_so_again(clone: Path, page: str) -> None:
+    (clone / "book" / "index.md").write_text(page + "\nSee {ref}`nowhere`.\n", encoding="utf-8")
     for _ in range(2):
         code, said = build(clone)
         assert code != 0

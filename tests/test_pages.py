@@ -2,9 +2,9 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,11 @@ import pytest
 
 from molrg import pages
 
-ROOT = Path(__file__).resolve().parents[1]
-FRAME = ("pages", "results", "digest", "sources", "files", "paths", "parameters", "claims")
-TEXT = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-# A page
-
-```{code-cell} ipython3
-:tags: [parameters]
-
+PARAMETERS = """\
 size = "default"
 num_classes = 3
-delta = 0.2
-```
-
-```{code-cell} ipython3
+delta = 0.2"""
+READ = """\
 from molrg import claims, parameters
 from molrg.parameters import Field
 
@@ -48,37 +28,23 @@ class Page(parameters.Page):
 
 
 p = Page.read("part/page")
-check = claims.Checker("part/page", p)
-```
-
-```{code-cell} ipython3
+check = claims.Checker("part/page", p)"""
+CHECK = """\
 check.identity("one against one", error=1e-13, bound=1e-9)
-check.claim("one-is-one", "reproduced" if p.num_classes < 100 else "not reproduced", "1 against 1")
-```
-"""
+check.claim("one-is-one", "reproduced" if p.num_classes < 100 else "not reproduced", "1 against 1")"""
 CLAIMS = "one-is-one: {statement: One is one., source: Here, page: part/page, verdict: reproduced}\n"
 
 
-def make_clone(folder: Path) -> None:
-    """A clone with one page; without PyTorch, which takes seconds to import."""
-    package = folder / "src" / "molrg"
-    package.mkdir(parents=True)
-    for name in FRAME:
-        shutil.copy(ROOT / "src" / "molrg" / f"{name}.py", package)
-    (package / "__init__.py").write_text("")
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, folder)
-    (folder / "results").mkdir()
-    text(folder).parent.mkdir(parents=True)
-    text(folder).write_text(TEXT, encoding="utf-8")
-    (folder / "book" / "claims.yml").write_text(CLAIMS)
+@pytest.fixture(scope="session")
+def make(make_clone: Callable[..., Path], page_source: Callable[..., str]) -> Callable[[Path], Path]:
+    """Makes a clone with the page above at a folder."""
+    return lambda folder: make_clone(folder, "part/page", page_source(PARAMETERS, READ, CHECK), CLAIMS)
 
 
 @pytest.fixture(scope="module")
-def good_notebook(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def good_notebook(tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], Path]) -> bytes:
     """The page's notebook after a run."""
-    folder = tmp_path_factory.mktemp("clone")
-    make_clone(folder)
+    folder = make(tmp_path_factory.mktemp("clone") / "folder")
     subprocess.run(
         [sys.executable, "-m", "molrg.pages", "execute", "part/page"],
         check=True,
@@ -89,10 +55,9 @@ def good_notebook(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Path]) -> Path:
     """A clone in a folder with blanks and other letters in its name; the page has not run."""
-    folder = tmp_path / "a clone für später"
-    make_clone(folder)
+    folder = make(tmp_path / "a clone für später")
     monkeypatch.setenv("PYTHONPATH", str(folder / "src"))
     monkeypatch.delenv("MOLRG_RESULTS", raising=False)
     return folder

@@ -1,5 +1,6 @@
 """A page's parameters are checked before any work, and a mistake is explained."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -9,30 +10,12 @@ import pytest
 from molrg import parameters
 from molrg.parameters import Field, ParameterError
 
-TEXT = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-# A page
-
-```{code-cell} ipython3
-:tags: [parameters]
-
+CELL = """\
 size = "default"
 num_classes = 3
 delta = 0.2
 seeds = [0, 1, 2]
-dataset = "digits"
-```
-"""
+dataset = "digits\""""
 GIVEN: dict[str, Any] = {
     "size": "default",
     "num_classes": 3,
@@ -50,9 +33,9 @@ class Page(parameters.Page):
 
 
 @pytest.fixture(autouse=True)
-def text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, page_source: Callable[..., str]) -> Path:
     path = tmp_path / "page.md"
-    path.write_text(TEXT, encoding="utf-8")
+    path.write_text(page_source(CELL), encoding="utf-8")
     monkeypatch.setattr(parameters, "page_text", lambda page_id: path)
     return path
 
@@ -149,12 +132,12 @@ def test_values_cannot_be_changed() -> None:
         read().num_classes = 4
 
 
-def test_defaults_are_plain_literals(text: Path) -> None:
+def test_defaults_are_plain_literals(text: Path, page_source: Callable[..., str]) -> None:
     assert parameters.defaults("theory/page") == GIVEN
-    text.write_text(TEXT.replace("delta = 0.2", "delta = 1 / 5"), encoding="utf-8")
+    text.write_text(page_source(CELL.replace("delta = 0.2", "delta = 1 / 5")), encoding="utf-8")
     with pytest.raises(ValueError, match="parameters cell of page theory/page"):
         parameters.defaults("theory/page")
-    text.write_text(TEXT.replace("[parameters]", "[other]"), encoding="utf-8")
+    text.write_text(page_source(CELL).replace("[parameters]", "[other]"), encoding="utf-8")
     with pytest.raises(ValueError, match="no code cell tagged 'parameters'"):
         parameters.defaults("theory/page")
 
