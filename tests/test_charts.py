@@ -140,3 +140,39 @@ def test_curves_have_a_legend(points: bool) -> None:
     svg = vl_convert.vegalite_to_svg(spec, vl_version="6.4")
     assert "first curve</text>" in svg
     assert "second one</text>" in svg
+
+
+def test_points_lie_on_curves_told_apart_by_two_properties() -> None:
+    lines = [
+        {"sigma": sigma, "snr": 2.0, "input": kind, "by": by}
+        for by in ("exact", "theorem")
+        for kind in ("noisy", "clean")
+        for sigma in (0.1, 1.0)
+    ]
+    points = [{"sigma": 0.1, "snr": 2.0, "se": error, "input": "noisy"} for error in (0.5, 5.0)]
+    chart = charts.curves_with_points(lines, points, "snr", colour="input", dash="by", error="se")
+    spec = charts.show(chart, WORDS)._repr_mimebundle_()[charts.MIME]
+    curve, bars, marks = spec["layer"]
+    assert [layer["mark"]["type"] for layer in (curve, bars, marks)] == ["line", "rule", "point"]
+    assert curve["encoding"]["color"]["scale"]["domain"] == ["noisy", "clean"]
+    assert curve["encoding"]["color"]["scale"] == marks["encoding"]["color"]["scale"]
+    assert curve["encoding"]["strokeDash"]["scale"]["domain"] == ["exact", "theorem"]
+    ends = [(row["low"], row["high"]) for row in spec["datasets"][bars["data"]["name"]]]
+    assert ends == [(1.5, 2.5), (0.2, 7.0)]  # a bar never reaches zero, which a log axis has not
+    many = [{**lines[0], "by": f"{i}"} for i in range(9)]
+    with pytest.raises(ValueError, match="by can tell 8 kinds apart, not 9"):
+        charts.curves_with_points(many, points, "snr", colour="input", dash="by", error="se")
+
+
+def test_a_picture_is_a_png_in_its_url() -> None:
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.array([[0, 255], [7, 9]], np.uint8)
+    head, content = charts.picture(pixels, 4).split(",")
+    assert head == "data:image/png;base64"
+    back = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    assert (back == pixels.repeat(2, 0).repeat(2, 1)).all()

@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 """Okabe and Ito's colours, which people with any colour vision tell apart; the darkest and strongest first.
 Black is last, since it is the page's own text colour and turns light in the dark."""
@@ -156,6 +158,61 @@ def curves(
         band = base.transform_calculate(low=low, high=high).mark_area(opacity=0.2)
         layers.insert(0, band.encode(y=altair.Y("low:Q", title=y_title or y, scale=scale), y2="high:Q"))
     return altair.layer(*layers)
+
+
+def curves_with_points(
+    lines: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
+    y: str,
+    *,
+    colour: str,
+    dash: str,
+    error: str,
+    x: str = "sigma",
+    x_title: str = "noise level σ (log scale)",
+    y_title: str | None = None,
+) -> Any:
+    """Curves over the noise level, told apart by two properties, with measured points: an Altair chart.
+
+    `lines` is a sequence of `{x: ..., y: ..., colour: ..., dash: ...}`, `points` one of
+    `{x: ..., y: ..., colour: ..., error: ...}`, whose bars reach `error` up and down; both axes are
+    logarithmic, and a bar ends at a tenth of its value at the latest. Names keep the order of the rows.
+    """
+    import altair
+
+    def channel(kind: Any, name: str, rows: Sequence[Mapping[str, Any]], marks: Sequence[Any]) -> Any:
+        names = list(dict.fromkeys(row[name] for row in rows))
+        if len(names) > len(marks):
+            raise ValueError(f"{name} can tell {len(marks)} kinds apart, not {len(names)}")
+        scale = altair.Scale(domain=names, range=list(marks)[: len(names)])
+        return kind(name, type="nominal", title=None, scale=scale)
+
+    shared = {
+        "x": altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False)),
+        "color": channel(altair.Color, colour, [*lines, *points], PALETTE),
+    }
+    value = altair.Y(y, type="quantitative", title=y_title or y, scale=altair.Scale(type="log"))
+    dashes = channel(altair.StrokeDash, dash, lines, DASHES)
+    bars = [
+        {**row, "low": max(row[y] - row[error], 0.1 * row[y]), "high": row[y] + row[error]} for row in points
+    ]
+    curve = altair.Chart(altair.Data(values=[dict(row) for row in lines])).encode(**shared)
+    point = altair.Chart(altair.Data(values=bars)).encode(**shared)
+    ends = {"y": altair.Y("low:Q", title=y_title or y), "y2": altair.Y2("high:Q")}
+    return (
+        curve.mark_line().encode(y=value, strokeDash=dashes)
+        + point.mark_rule().encode(**ends)
+        + point.mark_point().encode(y=value)
+    )
+
+
+def picture(pixels: np.ndarray, size: int) -> str:
+    """An image (H, W) or (H, W, 3), uint8, as a URL that holds it, scaled to `size` by `size` pixels."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST).save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def html_figure(spec: Mapping[str, Any]) -> str:
