@@ -10,7 +10,7 @@ over x_0 of class k, where f sees x_sigma (`noisy_input=True`) or x_0 with sigma
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def refined(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_inpu
     where the undecided points are: on chi^2 / (1 + 2 kappa v_A s) and chi^2 / (1 - 2 kappa v_B s), s = 1/2
     for noisy and s = min(1, (1+sigma^2)(delta^2+sigma^2) / (2 delta^2)) for clean input.
 
-    For K from 2 to 1000, d from 1 to 200 and delta from .02 to .9 the peak's height is right to 6%; at high
+    For K from 2 to 1000, d from 1 to 200 and delta from .02 to .9 the peak's height is right to 4%; at high
     noise, beyond the peak, the values for noisy input are right to 25%. Both denominators (background
     `span`) give the same value.
 
@@ -403,9 +403,6 @@ _ROWS = 64
 _TRANSITION = np.array([-39.0, -24, -14, -8, -5, -3, -1.5, 0, 1, 2, 3, 4])
 
 
-_ROWS = 64  # of the integrals done at once: their 400 nodes a row stay in the cache, four times as fast
-
-
 def _radii(rank: int, panels: int) -> np.ndarray:
     """Breaks over the support of the chi distribution, whose standard deviation is 0.7 for every rank."""
     return np.linspace(max(0.0, np.sqrt(rank) - 9), np.sqrt(rank) + 9, panels + 1)
@@ -432,7 +429,7 @@ def _outer_rule(
 
 def _weight_moments(
     num_classes: int | np.ndarray, rank: int, own: float, other: float, weighted: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Any, Any, Any, Any]:
     """Return E[w_k Y], E[w_k^2 Y], E[w_l Z], E[w_l^2 Z]: Y, Z the chi^2_d of the own class and of another.
 
     Without the factors Y and Z unless `weighted`. Of several `num_classes` (C, 1), which share the integrals
