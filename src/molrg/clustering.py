@@ -43,7 +43,8 @@ def k_subspaces(
     r"""Cluster x (N, n) into K = `num_classes` subspaces of dimension d = `rank`, free of each other.
 
     U_k becomes the top-d eigenvectors of sum_{i: label k} x_i x_i^T, the best for its points (any basis for
-    no points). The `restarts` starts, random orthonormal bases, run side by side, at most `rounds` rounds each.
+    no points). The `restarts` starts, random orthonormal
+    bases, run side by side, at most `rounds` rounds each.
 
     Raises ValueError unless x is a (N, n) float tensor, num_classes >= 1, 1 <= rank <= n, restarts >= 1 and
     rounds >= 1. Source: K-subspaces; Bradley & Mangasarian, k-Plane Clustering (2000), for hyperplanes.
