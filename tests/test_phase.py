@@ -22,14 +22,14 @@ def curve() -> phase.ExactCurve:
 
 @given(st.floats(0.01, 0.99), st.floats(1e-3, 1e3))
 def test_contrast_and_level_are_inverse(delta: float, sigma: float) -> None:
-    eta = float(phase.contrast(delta, sigma)[0])
+    eta = float(phase.log_contrast(delta, sigma)[0])
     assert phase.level(delta, eta) == pytest.approx(sigma, rel=1e-6)
 
 
 @given(MODELS, st.floats(-2, 2))
 def test_theorem_in_the_contrast(model: tuple[int, int, float], exponent: float) -> None:
     num_classes, rank, delta = model
-    eta = phase.contrast(delta, 10**exponent)[0]
+    eta = phase.log_contrast(delta, 10**exponent)[0]
     r, y = np.exp(-2 * np.log(delta) - eta), np.exp(-rank * (np.cosh(eta) - 1))
     ratio = (r + (num_classes - 1) * y) / (1 + (r + num_classes - 2) * y)
     expected = snr.theorem(num_classes, rank, delta, 10**exponent).item()
@@ -106,7 +106,9 @@ def test_exact_curve_is_the_exact_snr(curve: phase.ExactCurve) -> None:
         assert curve.log_snr(delta, eta) == pytest.approx(expected, abs=1e-6)
     s = np.array([0.1, 0.33, 2.0])
     around = [np.log(snr.exact(3, 5, 0.2, s * np.exp(h)).numpy()) for h in (-1e-4, 1e-4)]
-    assert curve.slope(0.2, phase.contrast(0.2, s)) == pytest.approx((around[1] - around[0]) / 2e-4, abs=1e-5)
+    assert curve.slope(0.2, phase.log_contrast(0.2, s)) == pytest.approx(
+        (around[1] - around[0]) / 2e-4, abs=1e-5
+    )
 
 
 def test_exact_peak_of_the_scan_and_none_beyond_the_boundary(curve: phase.ExactCurve) -> None:
@@ -152,6 +154,13 @@ def test_certificate(num_classes: int, rank: int) -> None:
     assert 100 < phase.certify_single_peak(num_classes, rank) < 5000
 
 
+def test_exact_boundary_is_proved() -> None:
+    boundary = phase.exact_boundary(10, 2)
+    assert phase.certify_exact_boundary(10, 2, boundary * (1 - 1e-7), boundary * (1 + 1e-7))
+    assert not phase.certify_exact_boundary(10, 2, boundary * 1.01, boundary * 1.02)
+    assert not phase.certify_exact_boundary(10, 2, boundary * 0.98, boundary * 0.99)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -159,6 +168,7 @@ def test_certificate(num_classes: int, rank: int) -> None:
         (lambda: phase.theorem_boundary(1, 2), "num_classes must be an integer >= 2"),
         (lambda: phase.theorem_boundary(2, 0), "rank must be a positive number"),
         (lambda: phase.exact_boundary(2, 1.5), "rank must be an integer >= 1"),  # type: ignore[arg-type]
+        (lambda: phase.certify_exact_boundary(2, 1, 0.5, 0.4), "below must be less than above"),
         (lambda: phase.joint_boundary(-1), "load must be a positive number"),
         (lambda: phase.theorem_peak(2, 1, 1.0), "delta must lie strictly between 0 and 1"),
         (lambda: phase.large_rank_law(2, 1, 0.9), "too small for this law"),

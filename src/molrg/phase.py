@@ -1,7 +1,7 @@
 r"""Noisy input: whether the SNR of the optimal denoiser has a peak, and where.
 
 K orthogonal, equally likely classes of rank d with background delta (`span`, or the denominator `classes`).
-Everything depends on sigma through one variable, the contrast
+Everything depends on sigma through one variable, the log-contrast
 
     eta = log((1 + sigma^2) / (delta^2 + sigma^2)),
 
@@ -26,7 +26,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaln
 
-from molrg import snr
+from molrg import rigorous, snr
 from molrg.arguments import Levels, boolean, fraction, integer, noise_levels
 from molrg.peaks import Peak
 
@@ -41,7 +41,7 @@ class Law(NamedTuple):
 # --- coordinates ------------------------------------------------------------------------------------
 
 
-def contrast(delta: float, sigma: Levels) -> np.ndarray:
+def log_contrast(delta: float, sigma: Levels) -> np.ndarray:
     """Return eta = log((1 + sigma^2) / (delta^2 + sigma^2)) at the levels sigma, shape (S,).
 
     Raises ValueError unless 0 < delta < 1 and sigma is in [1e-12, 1e12].
@@ -51,7 +51,7 @@ def contrast(delta: float, sigma: Levels) -> np.ndarray:
 
 
 def level(delta: float, eta: float) -> float:
-    """Return the noise level sigma at which the contrast is eta: sigma^2 = (1 - e^(eta-eta_0))/(e^eta - 1).
+    """Return the noise level at which the log-contrast is eta: sigma^2 = (1 - e^(eta-eta_0))/(e^eta - 1).
 
     Raises ValueError unless 0 < delta < 1 and 0 < eta < eta_0 = 2 log(1/delta).
     """
@@ -98,6 +98,27 @@ def exact_boundary(num_classes: int, rank: int) -> float:
     while excess(high) < 0:
         high *= 1.25
     return float(np.exp(-brentq(excess, low, high, xtol=1e-11) / 2))
+
+
+def certify_exact_boundary(num_classes: int, rank: int, below: float, above: float) -> bool:
+    """Whether ball arithmetic proves that a boundary of the exact value lies between two backgrounds.
+
+    That is, a_1 - b_1 > 1/2 at delta = `below`, where the SNR starts upwards and so has a peak, and
+    a_1 - b_1 < 1/2 at delta = `above`, where it starts downwards. Needs python-flint.
+
+    Raises ValueError unless num_classes >= 2, rank >= 1 and 0 < below < above < 1.
+    """
+    from flint import arb, ctx
+
+    if not fraction("below", below) < fraction("above", above):
+        raise ValueError(f"below must be less than above, got below={below!r} and above={above!r}")
+    with ctx.workprec(400):
+        squares = [arb(delta) ** 2 for delta in (below, above)]
+        excess = []
+        for d2 in squares:
+            own, _, other, _ = rigorous.weight_moments(num_classes, rank, (1 / d2 - 1) / 2, (1 - d2) / 2)
+            excess.append(own - other - arb(0.5))
+    return bool(excess[0] > 0 and excess[1] < 0)
 
 
 def joint_boundary(load: float, exact: bool = True) -> float:
@@ -232,10 +253,10 @@ def certify_single_peak(num_classes: int, rank: int, smallest_delta: float = 0.0
 
 
 def moments(num_classes: int, rank: int, eta: float) -> tuple[float, float, float, float]:
-    """Return a_1, a_2, b_1, b_2 of the noisy-input weights at the contrast eta > 0, by quadrature."""
+    """Return a_1, a_2, b_1, b_2 of the noisy-input weights at the log-contrast eta > 0, by quadrature."""
     own, other = float(np.expm1(eta)) / 2, float(-np.expm1(-eta)) / 2
-    a1, a2, b1, b2 = snr._weight_moments(num_classes, rank, own, other)
-    return a1 / rank, a2 / rank, b1 / rank, b2 / rank
+    a1, a2, b1, b2 = (float(each) / rank for each in snr._weight_moments(num_classes, rank, own, other))
+    return a1, a2, b1, b2
 
 
 class ExactCurve:
@@ -263,17 +284,17 @@ class ExactCurve:
         ]
 
     def log_snr(self, delta: float, eta: np.ndarray) -> np.ndarray:
-        """Return log SNR at contrasts eta in (0, min(high, eta_0)]."""
+        """Return log SNR at eta in (0, min(high, eta_0)]."""
         return self._parts(delta, eta)[0]
 
     def slope(self, delta: float, eta: np.ndarray) -> np.ndarray:
-        """Return d log SNR / d log sigma at contrasts eta in (0, min(high, eta_0))."""
+        """Return d log SNR / d log sigma at eta in (0, min(high, eta_0))."""
         d2 = fraction("delta", delta) ** 2
         s2 = -np.expm1(eta + np.log(d2)) / np.expm1(eta)
         return self._parts(delta, eta)[1] * -2 * s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
 
     def peaks(self, delta: float, points: int = 400) -> list[Peak]:
-        """Return the maxima over sigma that a scan of `points` contrasts shows, each refined by bisection."""
+        """Return the maxima over sigma that a scan of `points` values of eta shows, refined by bisection."""
         top = min(self.high, -2 * float(np.log(fraction("delta", delta))) * (1 - 1e-9))
         eta = top * (np.arange(1, integer("points", points, 5) + 1) / points) ** 2
         rise = self._parts(delta, eta)[1]
