@@ -293,6 +293,11 @@ class TestStore:
         assert after["provenance"]["code"] == before["provenance"]["code"]
         assert after["value"] == before["value"]
         assert command("status")[0] == 0
+        edit(package, "return self.start * SCALE", "return SCALE * self.start * 1")
+        assert command("revalidate")[0] == 0
+        assert call().endswith(
+            "which repeats the witness within 0.001; 2 times in all, each on record in the file.\n"
+        )
 
     def test_a_new_parameter_with_a_default_does_not_lose_the_result(self, package: Path) -> None:
         call()

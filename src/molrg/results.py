@@ -90,10 +90,12 @@ class Provenance:
             + "".join(f"data {name} {content[:10]}, " for name, content in made.get("data", {}).items())
             + f"content {made['checksum'][:10]}."
         )
-        for step in made["carried"]:
+        if made["carried"]:
+            last, times = made["carried"][-1], len(made["carried"])
             self.text += (
-                f" Carried forward to code {step['code'][:10]} on {step['date'][:10]}, which repeats the "
-                f"witness within {step['tolerance']:g}."
+                f" Carried forward to code {last['code'][:10]} on {last['date'][:10]}, which repeats the "
+                f"witness within {last['tolerance']:g}"
+                + (f"; {times} times in all, each on record in the file." if times > 1 else ".")
             )
 
     def __repr__(self) -> str:
