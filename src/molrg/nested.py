@@ -286,7 +286,7 @@ def _energies(
     lowest = v[0]
 
     # Functions of t = v + kappa (shared energy), within one superclass.
-    grid = 6.0 - np.exp(np.linspace(0.0, math.log(6.0 - lowest), 6000))
+    grid = 6.0 - np.exp(np.linspace(0.0, math.log(6.0 - lowest), 3000))
     # psi are E[Y g], phi are E[g] with g = e^{m tau - e^tau} at tau = t + scale Y; m = 0, 1, 2.
     mine, psi1_mine, psi2_mine = simple._transforms(grid, d, a)
     phi, psi1, psi2 = simple._transforms(grid, d, b)
@@ -346,7 +346,8 @@ def _nodes(at: np.ndarray, rank: int, scale: float) -> tuple[np.ndarray, np.ndar
     Breaks at the density's scale, and where the functions of `_energies` turn: densely where they go from 1
     to 0, and in doubling steps below, where they change on the scale of the distance from there.
     """
-    turns = np.concatenate([-39.0 * 2.0 ** np.arange(1, 16), simple._TRANSITION])
+    doublings = np.arange(1, max(2, math.ceil(math.log2(max(-at.min(), 1) / 39)) + 1))
+    turns = np.concatenate([-39.0 * 2.0**doublings, simple._TRANSITION])
     fixed = simple._radii(rank, 12)
     moving = np.sqrt(np.maximum((turns - at) / scale, 0)).clip(fixed[0], fixed[-1])
     breaks = np.concatenate([np.broadcast_to(fixed, (len(at), len(fixed))), moving], axis=1)
@@ -375,7 +376,10 @@ def _averages(v: np.ndarray, grid: np.ndarray, functions: np.ndarray, rank: int,
         rows = slice(start, start + simple._ROWS)
         at = v[rows, None]
         y, measure = _nodes(at, rank, scale)
-        values = spline(np.log(6.0 - np.minimum(at + scale * y, 5.0)))
-        result[:, rows] = np.einsum("vp,vpf->fv", measure, values)
-        result[1, rows] = (measure * y * values[..., 1]).sum(1)
+        counts = measure > 1e-25  # most nodes are in empty panels or in the tails
+        t = np.minimum((at + scale * y)[counts], 5.0)
+        values = measure[counts] * spline(np.log(6.0 - t)).T
+        values[1] *= y[counts]
+        first = np.concatenate([[0], counts.sum(1).cumsum()[:-1]])
+        result[:, rows] = np.add.reduceat(values, first, axis=1)
     return result
