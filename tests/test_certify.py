@@ -36,8 +36,12 @@ def test_exact_against_the_peak_finder(mixture: tuple[int, int, float]) -> None:
     (low, high), (least, most) = found.sigma, found.height
     assert low < high < low * (1 + 1e-6)
     assert least < most < least * (1 + 1e-9)
-    assert found.cells >= 20
     assert found.evaluations >= 96
+    lows, highs, signs = zip(*found.intervals, strict=True)
+    assert lows[:-1] == highs[1:]  # without gaps, from high noise to low
+    assert lows[-1] < 1e-4
+    assert re.fullmatch(r"[+f]*\+f+-[-f]*", "".join(signs))
+    assert len(signs) >= 20
     seen = peaks.find(lambda s: snr.exact(*mixture, s, noisy_input=False), low / 2, 2 * high, 9)
     assert seen.sigma == pytest.approx((low + high) / 2, rel=1e-5)
     assert least * (1 - 1e-12) < seen.height < most * (1 + 1e-12)
@@ -49,10 +53,10 @@ def enclosed(function: Callable[[Any], Any], derivative: Callable[[Any], Any]) -
 
 def test_one_change_of_sign_is_certified() -> None:
     slope = enclosed(lambda x: 2 - x.exp(), lambda x: -x.exp())
-    (low, high), cells = certify.single_zero(slope, [-2.0, -1.9, 0.1, 2.9, 3.0])
+    (low, high), intervals = certify.single_zero(slope, [-2.0, -1.9, 0.1, 2.9, 3.0])
     assert low <= math.log(2) <= high
     assert high - low < 1e-12
-    assert cells > 2
+    assert [sign for _, _, sign in intervals] == [*"++f-"]
     level = enclosed(lambda x: 1 - x**3 - 0.1 * x, lambda x: -3 * x**2 - 0.1)  # nearly flat before the zero
     assert certify.single_zero(level, [-1.0, -0.9, 1.9, 2.0])[0][0] == pytest.approx(0.9667, abs=1e-4)
 
@@ -142,7 +146,7 @@ def test_ratio_is_the_exact_snr(moments: tuple[Any, Any]) -> None:
     with ctx.workprec(120):
         tau = -0.3
         num, den = certify._ratio(model, interpolated.at(tau, tau)[0], arb(tau))
-        sigma = float((1 / model.zeta(arb(tau).exp()) - 1).sqrt())
+        sigma = float((1 / model.zeta(arb(tau)) - 1).sqrt())
     assert float(num / den / model.scale) == pytest.approx(
         float(snr.exact(3, 2, 0.4, sigma, False)), rel=1e-11
     )

@@ -24,7 +24,7 @@ def test_certificates_and_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = experiment.run(mixtures, workdir=tmp_path)
     assert found["certified"].tolist() == [True, False]
     assert found["mixtures"].tolist() == mixtures
-    assert found["cells"][0] > 10
+    assert found["intervals"][0] > 10
     assert found["evaluations"].tolist() == [96, 0]
     (low, high), (least, most) = found["sigma"][0], found["height"][0]
     middle = float(snr.exact(2, 2, 0.8, (low + high) / 2, noisy_input=False))

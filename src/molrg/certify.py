@@ -36,13 +36,15 @@ _BITS = 120
 class Certificate(NamedTuple):
     """What is proved: over all sigma in (0, inf) the curve rises, has its one peak, and falls.
 
-    `sigma` and `height` enclose the peak (low, high). `cells` counts the intervals whose sign was decided and
-    `evaluations` the enclosures of moments that they rest on; both are 0 where uniqueness is a theorem.
+    `sigma` and `height` enclose the peak (low, high). `intervals` lists how the proof divides the noise
+    levels, from high noise to low: (low, high, sign), where the slope of the SNR with falling noise is
+    positive (+), negative (-), or itself falling (f). `evaluations` counts the enclosures of moments that
+    they rest on. Where uniqueness is a theorem there are none.
     """
 
     sigma: tuple[float, float]
     height: tuple[float, float]
-    cells: int
+    intervals: tuple[tuple[float, float, str], ...]
     evaluations: int
 
 
@@ -75,7 +77,7 @@ def theorem(num_classes: int, rank: int, delta: float) -> Certificate:
         y = arb(2) ** _ball(*bracket)
         at_middle, slope = model.fraction(y.mid())[0], model.fraction(y)[1]
         height = (1 + model.a / (at_middle + slope * (y - y.mid()))) ** 2 / model.scale
-        return Certificate(_ends(1 / y.sqrt()), _ends(height), 0, 0)
+        return Certificate(_ends(1 / y.sqrt()), _ends(height), (), 0)
 
 
 def exact(num_classes: int, rank: int, delta: float) -> Certificate:
@@ -86,7 +88,7 @@ def exact(num_classes: int, rank: int, delta: float) -> Certificate:
     Raises ValueError for arguments outside the ranges of `molrg.snr.exact`, and NotCertified where there is
     not one peak, or where it could not be decided.
     """
-    from flint import ctx
+    from flint import arb, ctx
 
     model = _Model(num_classes, rank, delta)
     with ctx.workprec(_BITS):
@@ -94,19 +96,20 @@ def exact(num_classes: int, rank: int, delta: float) -> Certificate:
         low = float(model.kappa(first).log().lower()) - 1e-9
         high = float((model.a / 2).log().upper()) + 1e-9
         moments = _Moments(model, low, high)
-        bracket, cells = single_zero(lambda u, v: _slope(model, moments, u, v), moments.edges)
+        bracket, signs = single_zero(lambda u, v: _slope(model, moments, u, v), moments.edges)
         tau = _ball(*bracket)
-        zeta = model.zeta(tau.exp())
         at_middle, over = moments.at(*bracket)
         num, den = _ratio(model, at_middle, tau.mid())
         slope = _slope(model, moments, *bracket)[0] / _ratio(model, over, tau)[1] ** 2  # dQ/dtau
         height = (num / den + slope * (tau - tau.mid())) / model.scale
-        return Certificate(_ends((1 / zeta - 1).sqrt()), _ends(height), cells, len(moments.pieces) * _NODES)
+        sigma = _ends(model.sigma(tau))
+        intervals = ((float(model.sigma(arb(v))), float(model.sigma(arb(u))), sign) for u, v, sign in signs)
+        return Certificate(sigma, _ends(height), tuple(intervals), len(moments.pieces) * _NODES)
 
 
 def single_zero(
     slope: Callable[[float, float], tuple[Any, Any]], edges: list[float], least: float = 1e-4
-) -> tuple[tuple[float, float], int]:
+) -> tuple[tuple[float, float], list[tuple[float, float, str]]]:
     """Prove that a function on [edges[0], edges[-1]] has exactly one zero, from positive to negative.
 
     `slope(u, v)` returns enclosures (`flint.arb`) of the function and of its derivative over [u, v], which
@@ -114,12 +117,11 @@ def single_zero(
     it falls before the last positive interval it is positive too, and negative after the first negative one;
     between the two it must fall all the way.
 
-    Returns a narrow bracket of the zero, and the number of intervals. Raises NotCertified otherwise: the
-    message shows the signs, f where the function falls, and 0 for an interval of length `least` that could
-    not be decided.
+    Returns a narrow bracket of the zero, and the intervals (u, v, sign) in order, with sign f where the
+    function falls. Raises NotCertified otherwise: the message shows the signs, 0 for an interval of length
+    `least` that could not be decided.
     """
-    intervals: list[tuple[float, float]] = []
-    signs = ""
+    intervals: list[tuple[float, float, str]] = []
     for start, stop in pairwise(edges):
         stack = [(start, stop)]
         while stack:
@@ -130,15 +132,15 @@ def single_zero(
                 middle = (u + v) / 2
                 stack += [(middle, v), (u, middle)]
             else:
-                signs += decided
-                intervals.append((u, v))
+                intervals.append((u, v, decided))
+    signs = "".join(sign for _, _, sign in intervals)
     found = re.fullmatch(r"[+f]*\+(f+)-[-f]*", signs)
     if not found:
         short = re.sub(r"(.)\1+", r"\1", signs)
         raise NotCertified(f"the signs of the slope are {short}, which is not one change from + to -")
     first, last = found.span(1)
     low, high = intervals[first][0], intervals[last - 1][1]
-    return _bisect(lambda x: slope(x, x)[0], low, high, falling=True), len(signs)
+    return _bisect(lambda x: slope(x, x)[0], low, high, falling=True), intervals
 
 
 class _Model:
@@ -166,9 +168,13 @@ class _Model:
     def kappa(self, zeta: Any) -> Any:
         return self.r * zeta**2 / (2 * (1 - self.r * zeta))
 
-    def zeta(self, kappa: Any) -> Any:
+    def zeta(self, tau: Any) -> Any:
+        kappa = tau.exp()
         half = kappa * self.r
         return 2 * kappa / (half + (half**2 + 2 * half).sqrt())
+
+    def sigma(self, tau: Any) -> Any:
+        return (1 / self.zeta(tau) - 1).nonnegative_part().sqrt()
 
 
 def _rising_end(model: _Model) -> Any:
@@ -309,7 +315,7 @@ def _piece(
 def _ratio(model: _Model, moments: list[list[Any]], tau: Any) -> tuple[Any, Any]:
     """N and M at a tau."""
     m1, m2, n1, n2 = (moment[0] for moment in moments)
-    s = model.a * (1 - model.zeta(tau.exp()))
+    s = model.a * (1 - model.zeta(tau))
     return 1 + 2 * s * m1 + s**2 * m2, 1 + 2 * s * n1 + s**2 * n2
 
 
@@ -336,7 +342,7 @@ def _slope_series(model: _Model, moments: list[list[Any]], tau: Any) -> tuple[An
     (m1, m2, n1, n2), (dm1, dm2, dn1, dn2) = (
         [series(moment[order], moment[order + 1]) for moment in moments] for order in (0, 1)
     )
-    zeta = model.zeta(tau.exp())
+    zeta = model.zeta(tau)
     rz = model.r * zeta
     speed = zeta * (1 - rz) / (2 - rz)
     e = series(speed, speed * (2 - 4 * rz + rz**2) / (2 - rz) ** 2)

@@ -18,7 +18,7 @@ def run(mixtures: Sequence[Sequence[float]], workdir: Path) -> dict[str, Any]:
 
     Returns, one row a mixture: `mixtures` (P, 3); `certified` (P,) whether exactly one peak is proved over
     all sigma in (0, inf); `sigma`, `height` (P, 2) the proved bounds of the peak (nan if not certified);
-    `cells`, `evaluations` (P,) the sizes of the proofs.
+    `intervals`, `evaluations` (P,) the sizes of the proofs.
 
     Raises ValueError for parameters outside the ranges of `molrg.certify.exact`.
     """
@@ -27,18 +27,19 @@ def run(mixtures: Sequence[Sequence[float]], workdir: Path) -> dict[str, Any]:
         path = Path(workdir) / f"{num_classes}-{rank}-{delta}.json"
         if not path.exists():
             try:
-                found: Sequence[Any] = certify.exact(int(num_classes), int(rank), delta)
+                proof = certify.exact(int(num_classes), int(rank), delta)
+                found: list[Any] = [proof.sigma, proof.height, len(proof.intervals), proof.evaluations]
             except certify.NotCertified:
-                found = ((np.nan, np.nan), (np.nan, np.nan), 0, 0)
+                found = [(np.nan, np.nan), (np.nan, np.nan), 0, 0]
             write_atomically(path, json.dumps(found).encode())
         rows.append(json.loads(path.read_text()))
-    sigma, height, cells, evaluations = (np.array(column) for column in zip(*rows, strict=True))
+    sigma, height, intervals, evaluations = (np.array(column) for column in zip(*rows, strict=True))
     return {
         "mixtures": np.array(mixtures, dtype=float),
-        "certified": cells > 0,
+        "certified": intervals > 0,
         "sigma": sigma,
         "height": height,
-        "cells": cells,
+        "intervals": intervals,
         "evaluations": evaluations,
     }
 
