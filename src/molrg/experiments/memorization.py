@@ -96,6 +96,61 @@ def run(
     }
 
 
+def divergences(
+    mixture: MoLRG, num_points: int, levels: Tensor, sets: int, queries: int, generator: torch.Generator
+) -> dict[str, np.ndarray]:
+    """Compare p_N, the density of noisy training points, with p, that of all noisy points: (sets, 2, S) each.
+
+    Of `sets` training sets of independent points: `divergence`, the Monte Carlo estimates of KL(p_N || p) and
+    KL(p || p_N), and `gap`, the mean squared difference of the two denoisers under p_N and under p, from
+    `queries` points that all levels share.
+    """
+    found: dict[str, list[list[Tensor]]] = {"divergence": [], "gap": []}
+    for _ in range(sets):
+        points, _ = mixture.sample(num_points, generator=generator)
+        denoiser = EmpiricalDenoiser(points)
+        fresh, _ = mixture.sample(queries, generator=generator)
+        turn = torch.arange(queries) % num_points
+        for values in found.values():
+            values.append([])
+        for sign, x0 in ((1, points[turn]), (-1, fresh)):
+            noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+            pair = []
+            for level in levels.tolist():
+                x = x0 + level * noise
+                ratio = denoiser.log_prob(x, level) - mixture.log_prob(x, level)
+                gap = (denoiser.posterior_mean(x, level) - mixture.posterior_mean(x, level)).square().sum(-1)
+                pair.append((sign * ratio.mean(), gap.mean()))
+            for values, part in zip(found.values(), zip(*pair, strict=True), strict=True):
+                values[-1].append(torch.stack(part))
+    return {key: torch.stack([torch.stack(each) for each in value]).numpy() for key, value in found.items()}
+
+
+def leading_gap(
+    mixture: MoLRG, sigma: float, num_samples: int, generator: torch.Generator
+) -> tuple[float, float]:
+    """Return lim N E||f_N - f||^2 at noisy fresh points, with its Monte Carlo standard error.
+
+    E[ rho(x) ( tr Cov(x_0 | x; tau) + ||f(x, tau) - f(x, sigma)||^2 ) ], tau = sigma/sqrt 2 and
+    rho = (4 pi sigma^2)^{-n/2} p_tau(x)/p_sigma(x)^2, for orthogonal classes of one rank.
+    """
+    x0, _ = mixture.sample(num_samples, generator=generator)
+    x = x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    tau, rank = sigma / 2**0.5, mixture.ranks[0]
+    keep, extra = (c.item() for c in mixture.coefficients(torch.tensor([tau], dtype=torch.float64)))
+    weights, mean = mixture.posterior_weights(x, tau), mixture.posterior_mean(x, tau)
+    energy = energies((x @ torch.cat(mixture.bases, 1)).unflatten(1, (mixture.num_classes, -1)))
+    total = x.square().sum(1) if mixture.background == "complement" else energy.sum(1)
+    within = tau**2 * (rank * (keep + extra) + (mixture.support_dim - rank) * keep)
+    second = (weights * ((keep + extra) ** 2 * energy + keep**2 * (total[:, None] - energy))).sum(1)
+    spread = within + second - mean.square().sum(1)
+    shift = (mean - mixture.posterior_mean(x, sigma)).square().sum(1)
+    log_rho = mixture.log_prob(x, tau) - 2 * mixture.log_prob(x, sigma)
+    rho = torch.exp(log_rho - mixture.dim / 2 * np.log(4 * np.pi * sigma**2))
+    values = rho * (spread + shift)
+    return values.mean().item(), values.std().item() / num_samples**0.5
+
+
 def _one_seed(
     mixture: MoLRG, sizes: list[int], queries: int, levels: Tensor, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
@@ -121,7 +176,7 @@ def _one_seed(
 
 
 def _information_density(mixture: MoLRG, levels: Tensor, generator: torch.Generator) -> Tensor:
-    """log p(x_sigma | x_0)/p(x_sigma) of fresh points, at noisy x_sigma and at x_sigma = x_0: (I, S, draws)."""
+    """log p(x_sigma | x_0)/p(x_sigma) of fresh points at noisy x_sigma and at x_0: (I, S, draws)."""
     x0, _ = mixture.sample(_DRAWS, generator=generator)
     x0 = x0.double()
     noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
