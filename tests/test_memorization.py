@@ -34,7 +34,7 @@ def test_shapes(figures: dict[str, Any]) -> None:
     full = ("snr", "loss", "subspace", "snr_bayes", "loss_bayes", "subspace_bayes")
     more = ("entropy", "largest", "classes", "gap")
     expected: dict[str, tuple[int, ...]] = dict.fromkeys((*full, *more), (2, 3, 2, 2, 9))
-    expected |= {key: (2, 3, 2, 9) for key in ("linear", "linear_bayes", "own", "own_bound")}
+    expected.update(linear=(2, 3, 2, 9), linear_bayes=(2, 3, 2, 9), own=(2, 3, 2, 9), own_bound=(2, 3, 2, 9))
     assert {key: value.shape for key, value in figures.items()} == expected | {
         "information": (2, 2, 9),
         "levels": (9,),
