@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Row, compare, one_thread, peak_memory
-from molrg import MoLRG, snr
+from molrg import LowRankMixture, MoLRG, snr
 
 Shape = tuple[int, int, int]
 SHAPES: tuple[Shape, ...] = ((64, 3, 5), (256, 10, 10), (784, 10, 20), (784, 100, 20))
@@ -30,7 +30,16 @@ def model(shape: Shape, background: str = "span") -> MoLRG:
     return MoLRG(list(torch.linalg.qr(draws).Q), DELTA, background=background)
 
 
-def noisy_points(mixture: MoLRG, rows: int) -> Tensor:
+def general(shape: Shape, background: str = "span") -> LowRankMixture:
+    """Return a mixture on the same subspaces with a variance for each direction, and class means."""
+    dim, num_classes, rank = shape
+    generator = torch.Generator().manual_seed(2)
+    variances = 0.3 + torch.rand(num_classes, rank, generator=generator)
+    means = 0.5 * torch.randn(num_classes, dim, generator=generator) / dim**0.5
+    return LowRankMixture(model(shape, background).bases, DELTA, variances, means, background=background)
+
+
+def noisy_points(mixture: LowRankMixture, rows: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     x0, _ = mixture.sample(rows, generator=generator)
     return x0 + SIGMA * torch.randn(x0.shape, generator=generator)
@@ -39,7 +48,7 @@ def noisy_points(mixture: MoLRG, rows: int) -> Tensor:
 # --- the contenders: each takes a mixture and returns the map x -> E[x_0 | x_sigma = x] ----------------
 
 
-def ours(mixture: MoLRG) -> Callable[[Tensor], Tensor]:
+def ours(mixture: LowRankMixture) -> Callable[[Tensor], Tensor]:
     return lambda x: mixture.posterior_mean(x, SIGMA)
 
 
@@ -71,7 +80,7 @@ def two_products(mixture: MoLRG) -> Callable[[Tensor], Tensor]:
     return lambda x: (x @ u) @ u.T
 
 
-def azula(mixture: MoLRG) -> Callable[[Tensor], Tensor]:
+def azula(mixture: LowRankMixture) -> Callable[[Tensor], Tensor]:
     """One Gaussian denoiser per class, mixed with a running softmax of the class densities.
 
     With background `complement` each covariance is delta^2 I plus rank d, the smallest form azula has.
@@ -83,20 +92,19 @@ def azula(mixture: MoLRG) -> Callable[[Tensor], Tensor]:
     dim = mixture.dim
     schedule, time = VESchedule(SIGMA, SIGMA), torch.tensor(0.5)
     diagonal = torch.full((dim,), DELTA**2)
+    means = mixture.means.float()
     classes = [
-        GaussianDenoiser(
-            torch.zeros(dim), DPLRCovariance(diagonal, u * math.sqrt(1 - DELTA**2)), schedule=schedule
-        )
-        for u in mixture.bases
+        GaussianDenoiser(mean, DPLRCovariance(diagonal, u * (v - DELTA**2).sqrt().float()), schedule=schedule)
+        for mean, u, v in zip(means, mixture.bases, mixture.variances, strict=True)
     ]
     log_dets = [DPLRCovariance(c.cov.D + SIGMA**2, c.cov.V).logdet() for c in classes]
 
     def denoise(x: Tensor) -> Tensor:
         mean, total = torch.zeros_like(x), torch.zeros(len(x), 1)
         top = torch.full((len(x), 1), -math.inf)
-        for one, log_det in zip(classes, log_dets, strict=True):
+        for one, log_det, centre in zip(classes, log_dets, means, strict=True):
             of_class = one(x, time).mean
-            distance = (x * (x - of_class)).sum(1, keepdim=True) / SIGMA**2
+            distance = ((x - centre) * (x - of_class)).sum(1, keepdim=True) / SIGMA**2
             logit = -0.5 * (distance + log_det)
             highest = torch.maximum(top, logit)
             old, new = (top - highest).exp(), (logit - highest).exp()
@@ -172,6 +180,16 @@ def against_straight_line(shape: Shape, rows: int, repeats: int) -> Row:
     return Row(name=name, ours=a, peer=b, ratio=ratio, target="<= 1.25", note="span background")
 
 
+def general_against_simple(shape: Shape, rows: int, repeats: int) -> Row:
+    simple, mixture = model(shape), general(shape)
+    x = noisy_points(mixture, rows)
+    mine, peer = ours(mixture), ours(simple)
+    a, b, ratio = compare(lambda: mine(x), lambda: peer(x), repeats)
+    name = f"general posterior mean {shape} / that of the simple mixture"
+    note = "a variance for each direction, class means"
+    return Row(name=name, ours=a, peer=b, ratio=ratio, target="<= 1.25", note=note)
+
+
 def against_two_products(shape: Shape, rows: int, repeats: int) -> Row:
     mixture = model(shape)
     x = noisy_points(mixture, rows)
@@ -181,11 +199,15 @@ def against_two_products(shape: Shape, rows: int, repeats: int) -> Row:
     return Row(name=name, ours=a, peer=b, ratio=ratio, target="<= 1.5", note="")
 
 
-def against_azula(shape: Shape, rows: int, repeats: int) -> Row:
-    name, target = f"azula, Gaussians mixed {shape} / posterior mean", ">= 7"
+def against_azula(
+    shape: Shape, rows: int, repeats: int, build: Callable[[Shape, str], LowRankMixture] = model
+) -> Row:
+    """The row for the simple mixture, or with `build=general` for the general one."""
+    kind = "posterior mean" if build is model else "general posterior mean"
+    name, target = f"azula, Gaussians mixed {shape} / {kind}", ">= 7"
     if not has_azula():
         return missing(name, target)
-    mixture = model(shape, "complement")
+    mixture = build(shape, "complement")
     x = noisy_points(mixture, rows)
     mine, peer = ours(mixture), azula(mixture)
     a, b, ratio = compare(lambda: mine(x), lambda: peer(x), repeats)
@@ -255,9 +277,10 @@ def sweep(shape: Shape, num_samples: int, levels: int, repeats: int) -> Row:
 def run(rows: int = ROWS) -> list[Row]:
     """Return all rows about the mixture."""
     lines = [against_straight_line(shape, rows, 31) for shape in SHAPES]
+    lines += [general_against_simple(shape, rows, 31) for shape in SHAPES]
     lines.append(against_two_products(SHAPES[-1], rows, 15))
     lines.append(sweep(SHAPES[2], 1000, 100, 7))
     many = [shape for shape in SHAPES if shape[1] >= 10]
-    lines += [against_azula(shape, rows, 3) for shape in many]
+    lines += [against_azula(shape, rows, 3, build) for build in (model, general) for shape in many]
     lines += [against_dense(shape, rows, 2, library) for library in DENSE for shape in many]
     return lines + memory(SHAPES[2], rows)

@@ -43,6 +43,16 @@ def test_other_libraries_compute_the_posterior_mean(
     torch.testing.assert_close(contender(mixture)(x), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", SMALL)
+def test_azula_computes_the_general_posterior_mean(shape: bench_mixture.Shape) -> None:
+    pytest.importorskip("einops")
+    pytest.importorskip("azula")
+    mixture = bench_mixture.general(shape, "complement")
+    x = bench_mixture.noisy_points(mixture, 50)
+    expected = bench_mixture.ours(mixture)(x)
+    torch.testing.assert_close(bench_mixture.azula(mixture)(x), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_features_are_those_of_the_plain_pass() -> None:
     network = MLP(784, width=16, depth=2, generator=torch.Generator().manual_seed(0)).eval()
     x = torch.randn(20, 784, generator=torch.Generator().manual_seed(1))
@@ -68,11 +78,13 @@ def test_rows_of_the_mixture() -> None:
     rows = [
         bench_mixture.against_straight_line(shape, 20, 1),
         bench_mixture.against_two_products(shape, 20, 1),
+        bench_mixture.general_against_simple(shape, 20, 1),
         bench_mixture.sweep(shape, 20, 3, 1),
         *[bench_mixture.against_dense(shape, 20, 1, name) for name in bench_mixture.DENSE],
     ]
     assert all(complete(row) and row["ratio"] > 0 for row in rows)
-    assert complete(bench_mixture.against_azula(shape, 20, 1))
+    for build in (bench_mixture.model, bench_mixture.general):
+        assert complete(bench_mixture.against_azula(shape, 20, 1, build))
 
 
 @pytest.mark.parametrize("name", ["two_products", "attention", "smalldiffusion"])
