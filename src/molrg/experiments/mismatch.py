@@ -36,7 +36,7 @@ def run(
         for i, given in enumerate(inputs):
 
             def curve(sigma: np.ndarray, model: Any = model, given: float = given) -> np.ndarray:
-                return snr.mismatched(*model, given, sigma).numpy()
+                return snr.mismatched(*model, input_sigma=given, sigma=sigma).numpy()
 
             found = peaks.find(curve, 1e-3, 1e3, points)
             place[m, i], height[m, i], num_maxima[m, i] = found.sigma, found.height, found.num_maxima
