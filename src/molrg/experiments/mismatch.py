@@ -35,8 +35,10 @@ def run(
         curves = []
         for i, given in enumerate(inputs):
 
-            def curve(sigma: np.ndarray, model: Any = model, given: float = given) -> np.ndarray:
-                return snr.mismatched(*model, input_sigma=given, sigma=sigma).numpy()
+            def curve(
+                sigma: np.ndarray, model: tuple[int, int, float] = model, given: float = given
+            ) -> np.ndarray:
+                return snr.mismatched(*model, given, sigma).numpy()
 
             found = peaks.find(curve, 1e-3, 1e3, points)
             place[m, i], height[m, i], num_maxima[m, i] = found.sigma, found.height, found.num_maxima
