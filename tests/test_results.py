@@ -378,10 +378,13 @@ class TestStore:
         assert [each.name for each in path.parent.iterdir()] == [path.name]
 
     def test_killed_at_random_moments_it_holds_the_whole_result_or_none(self, package: Path) -> None:
-        """A process that stores a result over and over, first where there is none, then over an old one."""
+        """A process that stores a result over and over, first where there is none, then over an old one.
+
+        Where a kill falls is chance and depends on the machine; the test above kills at each step of a write.
+        """
         edit(package, "np.arange(3", "np.arange(70_000")  # writing takes most of the time
         expected = call(f"print({CALL}.value['array'].sum())")
-        path, dice, found = stored(package), random.Random(0), {"none": 0, "old": 0, "part": 0}
+        path, dice = stored(package), random.Random(0)
         code = f"""
             print("ready", flush=True)
             while True:
@@ -397,11 +400,8 @@ class TestStore:
             process.kill()
             process.communicate(timeout=60)
             assert process.returncode == -signal.SIGKILL
-            found["part"] += any(path.parent.glob(".*.part"))
-            found["old" if path.exists() else "none"] += 1
             if path.exists():
                 assert results.load(path).value["double"] == 6
-        assert all(found.values()), found
         assert call(f"print({CALL}.value['array'].sum())") == expected
         assert call("results.recompute(results.stored()[0])") == ""
         assert [each.name for each in path.parent.iterdir()] == [path.name]
