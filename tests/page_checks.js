@@ -78,13 +78,24 @@ window.checks = {
         layers.unshift(rgba(getComputedStyle(above).backgroundColor));
       return layers.reduce((below, top) => over(top, below), [255, 255, 255, 1]);
     };
+    // The tile of a chart that a label is written on, if there is one.
+    const tiles = [...document.querySelectorAll("div.chart .mark-rect path")].map((tile) => [
+      tile.getBoundingClientRect(),
+      getComputedStyle(tile),
+    ]);
+    const tileBelow = (box) => {
+      const [x, y] = [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
+      const on = tiles.filter(([r]) => r.left <= x && x <= r.right && r.top <= y && y <= r.bottom);
+      return on.length ? on[on.length - 1][1].fill : "transparent";
+    };
     const found = new Map();
     for (const each of (document.querySelector("main") || document.body).querySelectorAll("*")) {
       const inSvg = each.namespaceURI.endsWith("svg");
       const hasText = [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
       if (!hasText || !each.getClientRects().length || getComputedStyle(each).visibility === "hidden") continue;
       if (each.closest("script, style, noscript, mjx-assistive-mml, .headerlink, .copybtn")) continue;
-      const back = behind(inSvg ? each.closest("div") : each);
+      const page = behind(inSvg ? each.closest("div") : each);
+      const back = inSvg ? over(rgba(tileBelow(each.getBoundingClientRect())), page) : page;
       const style = getComputedStyle(each);
       const ink = over(rgba(inSvg ? style.fill : style.color), back);
       const [low, high] = [luminance(ink), luminance(back)].sort((a, b) => a - b);
