@@ -331,3 +331,20 @@ def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"bases": random_bases(6, [2, 2]), "delta": 0.2} | change
     with pytest.raises(ValueError, match=message):
         LowRankMixture(**arguments)
+
+
+def test_samples_do_not_depend_on_how_the_svd_breaks_ties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlapping classes: the singular values of their private directions are equal."""
+    frame = torch.linalg.qr(normal(9, 6)).Q
+    bases = [frame[:, [0, 1, k]] for k in (2, 3, 4)]
+    draws = LowRankMixture(bases, 0.3).sample(50, generator=generator())[0]
+    svd = torch.linalg.svd
+
+    def another(matrix: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        u, values, v = svd(matrix, full_matrices=full_matrices)
+        kept = int((values > 1e-9).sum())
+        turn = torch.linalg.qr(normal(kept, kept, seed=3)).Q
+        return torch.cat([u[:, :kept] @ turn, u[:, kept:]], 1), values, v
+
+    monkeypatch.setattr(torch.linalg, "svd", another)
+    torch.testing.assert_close(LowRankMixture(bases, 0.3).sample(50, generator=generator())[0], draws)

@@ -382,7 +382,7 @@ class LowRankMixture:
         deviation = (gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max().item()
         self._is_orthogonal = deviation <= ROUNDING[self.bases[0].dtype]
         u, values, _ = torch.linalg.svd(stacked, full_matrices=False)
-        u = u[:, values > max(stacked.shape) * rounding * values[0]]
+        u = _fixed_basis(u[:, values > max(stacked.shape) * rounding * values[0]])
         self._support_dim = u.shape[1]
         if self._is_orthogonal and self.background == "span":
             frame = Frame(filled, filled, None, self.num_classes)
@@ -590,6 +590,17 @@ def _by_rows(x: Tensor, function: Callable[[slice], Tensor], size: int, dim: int
     for rows in chunks[1:]:
         result[:, rows] = function(rows)
     return result.squeeze(0) if squeeze else result
+
+
+def _fixed_basis(u: Tensor) -> Tensor:
+    """Another orthonormal basis (n, m) of the span of u, which depends on the span alone.
+
+    Where singular values are equal, rounding decides their vectors: samples would change with the number of
+    threads. Here u's rotation cancels: the basis is that of a fixed Gaussian matrix projected on the span.
+    """
+    fixed = torch.randn(u.shape, generator=torch.Generator().manual_seed(0), dtype=u.dtype)
+    q, r = torch.linalg.qr(u.T @ fixed)
+    return u @ (q * r.diagonal().sign())
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
