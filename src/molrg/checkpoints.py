@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -97,3 +98,69 @@ def _remove_abandoned(path: Path) -> None:
                 leftover.unlink()
         except FileNotFoundError:
             pass  # another run removed it
+
+
+class Run(Protocol):
+    """What can be checkpointed."""
+
+    @property
+    def steps_done(self) -> int: ...
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be equal for a checkpoint to belong to this run."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later run needs to go on, as named tensors."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        ...
+
+
+class RunFile:
+    """A run's checkpoint: where, how often, and up to which step it is good."""
+
+    def __init__(self, path: Path, run: Run, every: int) -> None:
+        self.path, self.run, self.every = path, run, every
+        self.good_step = 0
+        self._fingerprint = run.fingerprint()
+
+    def resume(self, steps: int) -> None:
+        """Take up the checkpoint, if there is one.
+
+        Raises:
+            ValueError: it is of another run (names the differences), or of more than `steps` steps.
+        """
+        try:
+            state, metadata = load(self.path)
+        except FileNotFoundError:
+            return
+        theirs = json.loads(metadata["run"])
+        differences = [
+            f"{name} ({theirs.get(name)} there, {value} here)"
+            for name, value in self._fingerprint.items()
+            if theirs.get(name) != value
+        ]
+        if differences:
+            raise ValueError(
+                f"the checkpoint {self.path} is of another run; different are: {', '.join(differences)}. "
+                "Give the arguments and the generator seeds of that run, or another checkpoint path, "
+                "or delete the file"
+            )
+        done = len(state["losses"])
+        if done > steps:
+            raise ValueError(
+                f"steps must be at least {done}, the steps in the checkpoint {self.path}, got {steps}; "
+                "or give another checkpoint path"
+            )
+        self.run.restore(state)
+        self.good_step = done
+
+    def save(self) -> None:
+        save(self.path, self.run.state(), {"run": json.dumps(self._fingerprint)})
+        self.good_step = self.run.steps_done
+
+    def __str__(self) -> str:
+        return f"{self.path} at step {self.good_step}" if self.good_step else "none was written"

@@ -60,7 +60,7 @@ def extract(
         For an unknown layer (lists the valid ones), a layer that the forward pass does not run, or wrong
         shapes; an error in the denoiser passes through, with all hooks removed.
     """
-    chosen = _check(denoiser, x, sigma, layers, batch_size)
+    chosen = check(denoiser, x, sigma, layers, batch_size)
     results: dict[str, Tensor] = {}
 
     def store(name: str, rows: slice, values: Tensor) -> None:
@@ -87,7 +87,7 @@ def stream(
     For what need not be kept, such as a classifier's predictions over many samples. Arguments are checked at
     the call, before the first batch.
     """
-    chosen = _check(denoiser, x, sigma, layers, batch_size)
+    chosen = check(denoiser, x, sigma, layers, batch_size)
     batch: dict[str, Tensor] = {}
 
     def store(name: str, rows: slice, values: Tensor) -> None:
@@ -121,7 +121,7 @@ def default_layers(denoiser: nn.Module) -> tuple[str, ...]:
     return names
 
 
-def _check(
+def check(
     denoiser: nn.Module, x: Tensor, sigma: float | Tensor, layers: Sequence[str] | None, batch_size: int
 ) -> dict[str, nn.Module]:
     """Return the chosen modules by layer name; raises ValueError for anything that is wrong."""
@@ -163,7 +163,7 @@ def _passes(
             store(name, rows, reduce(values))
             seen.add(name)
 
-        with torch.no_grad(), _evaluating(denoiser), _watching(chosen, keep):
+        with torch.no_grad(), evaluating(denoiser), watching(chosen, keep):
             denoiser(x[rows].to(device), level.to(device) if isinstance(level, Tensor) else level)
         if missing := [name for name in chosen if name not in seen]:
             raise ValueError(f"the forward pass does not run the layers {missing}; choose others")
@@ -171,7 +171,7 @@ def _passes(
 
 
 @contextmanager
-def _watching(modules: dict[str, nn.Module], keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watching(modules: dict[str, nn.Module], keep: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Pass each module's output, or the first of its outputs, to `keep` as soon as it is there."""
 
     def hook(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -188,7 +188,7 @@ def _watching(modules: dict[str, nn.Module], keep: Callable[[str, Tensor], None]
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Run in evaluation mode; afterwards each submodule is in the mode it was in."""
     training = [part for part in module.modules() if part.training]
     for part in training:

@@ -5,15 +5,16 @@ The layers whose activations are worth a probe are listed in `feature_layers`, b
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from molrg.arguments import fraction, integer
+from molrg.arguments import choice, fraction, integer
 
 
 class SubspaceDenoiser(nn.Module):
@@ -72,6 +73,63 @@ def subspace_denoise(basis: Tensor, x: Tensor, sigma: Tensor, num_classes: int, 
     w = torch.softmax(kappa * z.square().sum(-1), -1)
     beta = d2 / (d2 + s2) + 2 * s2 * kappa * w
     return (beta.unsqueeze(-1) * z).flatten(-2) @ basis.mT
+
+
+class FeedForward(nn.Module):
+    r"""Plain network: linear layers with ReLU between them; `depth` 2 is the paper's 3-layer MLP.
+
+        h_0 = [x, cos(f c), sin(f c)],   h_i = relu(W_i h_{i-1} + b_i),   output = W h_depth + b
+
+    with c = `noise` and frequencies f from 1/2 to 16 in equal ratios. W and b start at 0. Wrap it in
+    `Preconditioned`, which passes log(sigma)/4 as `noise`.
+
+    Parameters
+    ----------
+    dim
+        n, the dimension of input and output.
+    width, depth
+        Width and number of the hidden layers, `hidden.0` to `hidden.<depth - 1>`.
+    frequencies
+        How many f; 0 leaves the noise level out, for a network that is not told it.
+    dropout
+        Probability with which hidden units are dropped in training.
+    generator
+        Source of the starting weights.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 256,
+        depth: int = 2,
+        frequencies: int = 7,
+        dropout: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        count = integer("frequencies", frequencies, 0)
+        sizes = [integer("dim", dim, 1) + 2 * count] + [integer("width", width, 1)] * integer(
+            "depth", depth, 1
+        )
+        self.register_buffer("frequencies", _frequencies(count), persistent=False)
+        with _initialised_by(generator):
+            self.hidden = nn.ModuleList(
+                nn.Sequential(nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout)) for pair in pairwise(sizes)
+            )
+        self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.feature_layers = tuple(f"hidden.{i}" for i in range(depth))
+
+    def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
+        """Return the network's output, (N, n)."""
+        phase = (_column(noise, x) * self.frequencies).expand(len(x), -1)
+        h = torch.cat([x, phase.cos(), phase.sin()], 1)
+        for layer in self.hidden:
+            h = layer(h)
+        return self.last(h)
 
 
 class MLP(nn.Module):
@@ -133,8 +191,7 @@ class _NoiseEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        frequencies = torch.linspace(math.log(0.5), math.log(16.0), width // 2).exp()
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", _frequencies(width // 2), persistent=False)
         self.linear = nn.Linear(width, width)
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -239,35 +296,57 @@ def unet(
     return UNet(model, shape, 2 ** (levels - 1))
 
 
+PREDICTIONS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
+    "edm": lambda s, s_d: (s_d**2 / (s**2 + s_d**2), s * s_d / (s**2 + s_d**2).sqrt()),
+    "x0": lambda s, s_d: (torch.zeros_like(s), torch.full_like(s, s_d)),
+    "eps": lambda s, _: (torch.ones_like(s), -s),
+    "v": lambda s, _: (1 / (1 + s**2), -s / (1 + s**2).sqrt()),
+}
+"""c_skip and c_out of `Preconditioned` by what the network predicts, functions of sigma and `sigma_data`."""
+
+
 class Preconditioned(nn.Module):
-    r"""EDM's preconditioning, which makes a denoiser (x_0-prediction) of any network F(x, noise).
+    r"""A denoiser (x_0-prediction) of any network F(x, noise), by default with EDM's preconditioning.
 
-        D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma)/4),
-        c_skip = s_d^2 c_in^2,  c_out = sigma s_d c_in,  c_in = 1/sqrt(sigma^2 + s_d^2)
+        D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma)/4),    c_in = 1/sqrt(sigma^2 + s_d^2),
 
-    keeps the input and the training target of F at variance 1 for every sigma; s_d = `sigma_data` is the
-    standard deviation of the data's entries.
+    where s_d = `sigma_data` is the standard deviation of the data's entries. What F predicts is told by
+    c_skip and c_out:
 
-    Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), Table 1.
+        edm   s_d^2 c_in^2        sigma s_d c_in              a target of variance 1 at every sigma
+        x0    0                   s_d                         x_0 / s_d
+        eps   1                   -sigma                      the noise
+        v     1/(1 + sigma^2)     -sigma/sqrt(1 + sigma^2)    the velocity of a variance preserving model
+
+    EDM's is the velocity of data divided by s_d, but for its sign.
+
+    Raises ValueError unless sigma_data > 0 and `prediction` is one of PREDICTIONS.
+
+    Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), Table 1;
+    Salimans & Ho, Progressive Distillation (2022), for v.
     """
 
-    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+    def __init__(self, network: nn.Module, sigma_data: float, prediction: str = "edm") -> None:
         super().__init__()
         if not 0 < sigma_data < math.inf:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}; pass the data's std()")
         self.network = network
         self.sigma_data = float(sigma_data)
+        self.prediction = choice("prediction", prediction, tuple(PREDICTIONS))
         inner = getattr(network, "feature_layers", ())
         self.feature_layers = tuple(f"network.{name}" for name in inner)
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return the denoised x, (N, n)."""
         sigma = _column(sigma, x)
-        data = self.sigma_data
-        total = sigma**2 + data**2
-        root = total.sqrt()
-        output = self.network(x / root, sigma.log().flatten() / 4)
-        return torch.addcmul(data**2 / total * x, sigma * data / root, output)
+        skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
+        root = (sigma**2 + self.sigma_data**2).sqrt()
+        return torch.addcmul(skip * x, out, self.network(x / root, sigma.log().flatten() / 4))
+
+
+def _frequencies(count: int) -> Tensor:
+    """From 1/2 to 16 in equal ratios."""
+    return torch.linspace(math.log(0.5), math.log(16.0), count).exp()
 
 
 def _column(level: float | Tensor, x: Tensor) -> Tensor:

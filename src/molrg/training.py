@@ -2,24 +2,30 @@
 
 import copy
 import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from molrg import checkpoints
 from molrg.arguments import integer
+from molrg.checkpoints import RunFile
 from molrg.noise import Distribution, as_distribution
 
 Weighting = Callable[[Tensor], Tensor]
 """Loss weights (N,) of noise levels (N,)."""
+
+Schedule = Callable[[float], float]
+"""Factor of the step size at a fraction, in [0, 1), of the steps."""
+
+Target = Callable[[Tensor, Tensor], Tensor]
+"""What the denoiser is to return, (N, n), for x (N, n) at the levels (N,)."""
 
 _LOOK_EVERY_STEPS = 50
 _LOOK_EVERY_SECONDS = 0.5
@@ -41,9 +47,124 @@ def edm_weighting(sigma_data: float) -> Weighting:
     return lambda sigma: (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
+def constant(_fraction: float) -> float:
+    """Keep the step size."""
+    return 1.0
+
+
+def cosine(fraction: float) -> float:
+    """Rise from 0 in the first twentieth of the steps, then fall to 0 along half a cosine."""
+    warm = 0.05
+    if fraction < warm:
+        return fraction / warm
+    return 0.5 * (1 + math.cos(math.pi * (fraction - warm) / (1 - warm)))
+
+
 def uniform_weighting(sigma: Tensor) -> Tensor:
     """Weight 1 at every level: the plain squared error."""
     return torch.ones_like(sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    r"""A denoiser, and how to train it to predict x_0 from x_sigma = x_0 + sigma eps.
+
+    Minimises E[weighting(sigma) ||D(x_sigma, sigma) - x_0||^2 / n] by Adam over `steps` batches, drawn with
+    replacement.
+
+    Parameters
+    ----------
+    denoiser
+        Any module with forward(x, sigma) -> (N, n), sigma (N,).
+    data
+        x_0, (M, n) floating point; held on the training device in the dtype of the weights.
+    sigmas
+        One level (a DAE), several (each equally likely), or `noise.LogNormal(...)`, `noise.LogUniform(...)`.
+    steps, batch_size, lr
+        Number of updates, samples in each, step size of Adam.
+    schedule
+        Factor of the step size at a fraction of the steps: `constant`, `cosine` or any function.
+    ema
+        Decay of the running mean of the weights that is returned, in [0, 1); 0 returns the last weights.
+        Early on it is at most (1 + t)/(10 + t) at step t.
+    weighting
+        `edm_weighting(...)`, `uniform_weighting` or any function of sigma. None: EDM's, with the denoiser's
+        `sigma_data`, or if it has none, with the root mean square of the data.
+    target
+        What takes the place of x_0 in the loss, a function of x_sigma and sigma: with the posterior mean this
+        is distillation. None: x_0.
+    seed
+        Of batches, levels and noise (and, through a seed drawn from it, of dropout).
+
+    Raises
+    ------
+    ValueError
+        For arguments outside their ranges.
+    """
+
+    denoiser: nn.Module
+    data: Tensor
+    sigmas: float | Sequence[float] | Tensor | Distribution
+    steps: int
+    batch_size: int = 256
+    lr: float = 1e-3
+    schedule: Schedule = constant
+    ema: float = 0.999
+    weighting: Weighting | None = None
+    target: Target | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
+            raise ValueError("denoiser has no parameters to train")
+        if self.data.ndim != 2 or not self.data.is_floating_point() or not self.data.numel():
+            raise ValueError(
+                f"data must be a non-empty floating point tensor (M, n), got {self.data.dtype} of shape "
+                f"{tuple(self.data.shape)}; flatten images to (M, C * H * W)"
+            )
+        if not self.data.isfinite().all():
+            raise ValueError("data must be finite, got NaN or infinite entries")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        integer("steps", self.steps, 1)
+        integer("batch_size", self.batch_size, 1)
+        integer("seed", self.seed, 0)
+        as_distribution(self.sigmas)
+
+    @property
+    def loss_weighting(self) -> Weighting:
+        """The weighting, or where it is None, EDM's."""
+        if self.weighting is not None:
+            return self.weighting
+        own = getattr(self.denoiser, "sigma_data", None)
+        return edm_weighting(self.data.square().mean().sqrt().item() if own is None else float(own))
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be equal for a checkpoint to belong to this job; more steps may be asked for."""
+        weights = self.denoiser.state_dict()
+        dim = self.data.shape[1]
+        levels = torch.logspace(-4, 3, 64)
+        points = torch.sin(torch.arange(64.0 * dim)).reshape(64, dim)
+        fractions = [i / self.steps for i in range(min(self.steps, 1000))]
+        factors = [self.schedule(fraction) for fraction in fractions]
+        aim = "x0"
+        if self.target is not None:
+            kind = next(iter(weights.values()))
+            aim = digest([self.target(points.to(kind), levels.to(kind))])
+        return {
+            "batch_size": str(self.batch_size),
+            "lr": repr(self.lr),
+            "schedule": "constant" if set(factors) == {1.0} else digest([torch.tensor(factors)]),
+            "ema": repr(self.ema),
+            "sigmas": repr(as_distribution(self.sigmas)),
+            "weighting": digest([self.loss_weighting(levels)]),
+            "target": aim,
+            "data": digest([self.data]),
+            "network": hashlib.sha256(repr((self.denoiser, list(weights))).encode()).hexdigest()[:16],
+            "starting weights": digest(list(weights.values())),
+        }
 
 
 def train(
@@ -54,8 +175,10 @@ def train(
     steps: int,
     batch_size: int = 256,
     lr: float = 1e-3,
+    schedule: Schedule = constant,
     ema: float = 0.999,
     weighting: Weighting | None = None,
+    target: Target | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -64,26 +187,16 @@ def train(
 ) -> Trained:
     r"""Train `denoiser` to predict x_0 from x_sigma = x_0 + sigma eps.
 
-    Minimises E[weighting(sigma) ||D(x_sigma, sigma) - x_0||^2 / n] by Adam over `steps` batches, drawn with
-    replacement. A run that was stopped, called again with the same arguments and starting weights, goes on
-    from its checkpoint; on a CPU it ends in the same weights, bit for bit, as if it had never stopped.
+    A run that was stopped, called again with the same arguments and starting weights, goes on from its
+    checkpoint; on a CPU it ends in the same weights, bit for bit, as if it had never stopped. Many small
+    networks are trained faster together: `ensembles.train`.
 
     Parameters
     ----------
     denoiser
-        Any module with forward(x, sigma) -> (N, n), sigma (N,). Its weights are trained in place.
-    data
-        x_0, (M, n) floating point; held on the training device in the dtype of the weights.
-    sigmas
-        One level (a DAE), several (each equally likely), or `noise.LogNormal(...)`, `noise.LogUniform(...)`.
-    steps, batch_size, lr
-        Number of updates, samples in each, step size of Adam.
-    ema
-        Decay of the running mean of the weights that is returned, in [0, 1); 0 returns the last weights.
-        Early on it is at most (1 + t)/(10 + t) at step t.
-    weighting
-        `edm_weighting(...)`, `uniform_weighting` or any function of sigma. None: EDM's, with the denoiser's
-        `sigma_data`, or if it has none, with the root mean square of the data.
+        Its weights are trained in place.
+    denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target
+        As in `Job`.
     generator
         Source of batches, levels and noise (and, through a seed drawn from it, of dropout); on the CPU or on
         the training device. None: a new one on the training device with seed 0.
@@ -110,11 +223,11 @@ def train(
     OSError
         If a checkpoint cannot be written; the last good one is intact.
     """
-    run = _Run(denoiser, data, as_distribution(sigmas), batch_size, lr, ema, weighting, generator, device)
-    steps = integer("steps", steps, 1)
+    job = Job(denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target)
+    run = _Run(job, generator, device)
     file = None
     if checkpoint is not None:
-        file = _File(Path(checkpoint), run, integer("checkpoint_every", checkpoint_every, 1))
+        file = RunFile(Path(checkpoint), run, integer("checkpoint_every", checkpoint_every, 1))
     denoiser.train()
     with _own_randomness(run.device):
         run.seed_dropout()
@@ -125,52 +238,33 @@ def train(
     return Trained(run.averaged_denoiser(), torch.tensor(run.losses[:steps], dtype=torch.float64))
 
 
+def average_decay(ema: float, step: int) -> float:
+    """Decay of the running mean of the weights at a step: `ema`, but early on at most (1 + t)/(10 + t)."""
+    return min(ema, (1 + step) / (10 + step))
+
+
 class _Run:
     """All that changes from step to step, and one step."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        data: Tensor,
-        distribution: Distribution,
-        batch_size: int,
-        lr: float,
-        ema: float,
-        weighting: Weighting | None,
-        generator: torch.Generator | None,
-        device: torch.device | str | None,
+        self, job: Job, generator: torch.Generator | None, device: torch.device | str | None
     ) -> None:
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise ValueError("denoiser has no parameters to train")
-        if data.ndim != 2 or not data.is_floating_point() or not data.numel():
-            raise ValueError(
-                f"data must be a non-empty floating point tensor (M, n), got {data.dtype} of shape "
-                f"{tuple(data.shape)}; flatten images to (M, C * H * W)"
-            )
-        if not data.isfinite().all():
-            raise ValueError("data must be finite, got NaN or infinite entries")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {lr}")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {ema}")
-        self.batch_size = integer("batch_size", batch_size, 1)
-        self.device = parameters[0].device if device is None else torch.device(device)
-        self.network = network.to(self.device)
+        self.job, self.network = job, job.denoiser
+        self.weighting = job.loss_weighting
+        self.distribution = as_distribution(job.sigmas)
+        at = next(parameter for parameter in self.network.parameters() if parameter.requires_grad).device
+        self.device = at if device is None else torch.device(device)
+        self.network.to(self.device)
         self.parameters: list[Tensor] = [
-            parameter for parameter in network.parameters() if parameter.requires_grad
+            parameter for parameter in self.network.parameters() if parameter.requires_grad
         ]
-        self.data = data.detach().to(self.device, self.parameters[0].dtype)
-        self.distribution = distribution
-        self.lr, self.ema = lr, ema
-        if weighting is None:
-            own = getattr(network, "sigma_data", None)
-            weighting = edm_weighting(data.square().mean().sqrt().item() if own is None else float(own))
-        self.weighting = weighting
-        self.generator = torch.Generator(self.device).manual_seed(0) if generator is None else generator
+        self.data = job.data.detach().to(self.device, self.parameters[0].dtype)
+        self.generator = (
+            torch.Generator(self.device).manual_seed(job.seed) if generator is None else generator
+        )
         # One kernel for all parameters where there is one.
         fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, fused=fused)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=job.lr, fused=fused)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.losses: list[float] = []
 
@@ -183,18 +277,23 @@ class _Run:
     def step(self, number: int) -> tuple[Tensor, Tensor]:
         """Make update `number` (from 0); returns the loss and the levels of the batch, not looked at yet."""
         draw: dict[str, Any] = {"generator": self.generator, "device": self.generator.device}
-        rows = torch.randint(len(self.data), (self.batch_size,), **draw)
-        sigma = self.distribution.sample(self.batch_size, self.generator).to(self.device, self.data.dtype)
-        noise = torch.randn(self.batch_size, self.data.shape[1], dtype=self.data.dtype, **draw)
-        x0 = self.data.index_select(0, rows.to(self.device))
-        x = torch.addcmul(x0, sigma[:, None], noise.to(self.device))
-        error = (self.network(x, sigma) - x0).square().mean(1)
+        size = self.job.batch_size
+        rows = torch.randint(len(self.data), (size,), **draw)
+        sigma = self.distribution.sample(size, self.generator).to(self.device, self.data.dtype)
+        noise = torch.randn(size, self.data.shape[1], dtype=self.data.dtype, **draw)
+        aim = self.data.index_select(0, rows.to(self.device))
+        x = torch.addcmul(aim, sigma[:, None], noise.to(self.device))
+        if self.job.target is not None:
+            with torch.no_grad():
+                aim = self.job.target(x, sigma)
+        error = (self.network(x, sigma) - aim).square().mean(1)
         loss = (self.weighting(sigma) * error).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.optimizer.param_groups[0]["lr"] = self.job.lr * self.job.schedule(number / self.job.steps)
         self.optimizer.step()
-        decay = min(self.ema, (1 + number) / (10 + number))
         with torch.no_grad():
+            decay = average_decay(self.job.ema, number)
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
         return loss.detach(), sigma
 
@@ -244,66 +343,17 @@ class _Run:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal for a checkpoint to belong to this run."""
-        levels = torch.logspace(-4, 3, 64)
-        weights = self.network.state_dict()
-        return {
-            "batch_size": str(self.batch_size),
-            "lr": repr(self.lr),
-            "ema": repr(self.ema),
-            "sigmas": repr(self.distribution),
+        return self.job.fingerprint() | {
             "device": self.device.type,
-            "weighting": _digest([self.weighting(levels)]),
-            "data": _digest([self.data]),
-            "generator": _digest([self.generator.get_state()]),
-            "network": hashlib.sha256(repr((self.network, list(weights))).encode()).hexdigest()[:16],
-            "starting weights": _digest(list(weights.values())),
+            "generator": digest([self.generator.get_state()]),
         }
 
-
-class _File:
-    """The run's checkpoint: where, how often, and up to which step it is good."""
-
-    def __init__(self, path: Path, run: _Run, every: int) -> None:
-        self.path, self.run, self.every = path, run, every
-        self.good_step = 0
-        self._fingerprint = run.fingerprint()
-
-    def resume(self, steps: int) -> None:
-        """Take up the checkpoint, if there is one."""
-        try:
-            state, metadata = checkpoints.load(self.path)
-        except FileNotFoundError:
-            return
-        theirs = json.loads(metadata["run"])
-        differences = [
-            f"{name} ({theirs.get(name)} there, {value} here)"
-            for name, value in self._fingerprint.items()
-            if theirs.get(name) != value
-        ]
-        if differences:
-            raise ValueError(
-                f"the checkpoint {self.path} is of another run; different are: {', '.join(differences)}. "
-                "Give the arguments and the generator seeds of that run, or another checkpoint path, "
-                "or delete the file"
-            )
-        done = len(state["losses"])
-        if done > steps:
-            raise ValueError(
-                f"steps must be at least {done}, the steps in the checkpoint {self.path}, got {steps}; "
-                "or give another checkpoint path"
-            )
-        self.run.restore(state)
-        self.good_step = done
-
-    def save(self) -> None:
-        checkpoints.save(self.path, self.run.state(), {"run": json.dumps(self._fingerprint)})
-        self.good_step = len(self.run.losses)
-
-    def __str__(self) -> str:
-        return f"{self.path} at step {self.good_step}" if self.good_step else "none was written"
+    @property
+    def steps_done(self) -> int:
+        return len(self.losses)
 
 
-def _loop(run: _Run, steps: int, file: _File | None, progress: bool) -> None:
+def _loop(run: _Run, steps: int, file: RunFile | None, progress: bool) -> None:
     """Step until `steps`; losses are looked at now and then, since each look waits for the device."""
     from tqdm import tqdm
 
@@ -332,7 +382,7 @@ def _loop(run: _Run, steps: int, file: _File | None, progress: bool) -> None:
                     file.save()
 
 
-def _look(run: _Run, pending: list[tuple[Tensor, Tensor]], steps: int, file: _File | None) -> float:
+def _look(run: _Run, pending: list[tuple[Tensor, Tensor]], steps: int, file: RunFile | None) -> float:
     """Move the pending losses to the run's record; stop at the first one that is not finite."""
     losses = torch.stack([loss for loss, _ in pending]).tolist()
     for i, loss in enumerate(losses):
@@ -346,9 +396,9 @@ def _look(run: _Run, pending: list[tuple[Tensor, Tensor]], steps: int, file: _Fi
     return sum(losses) / len(losses)
 
 
-def _advice(run: _Run, file: _File | None) -> str:
+def _advice(run: _Run, file: RunFile | None) -> str:
     good = "none was asked for" if file is None else str(file)
-    return f"Last good checkpoint: {good}. Lower lr (now {run.lr}) or change the noise levels"
+    return f"Last good checkpoint: {good}. Lower lr (now {run.job.lr}) or change the noise levels"
 
 
 def _streams(device: torch.device) -> list[torch.Generator]:
@@ -374,10 +424,11 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
             stream.set_state(state)
 
 
-def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: list[Tensor]) -> str:
+    """Sixteen hexadecimal digits that stand for the values of `tensors`."""
+    sha = hashlib.sha256()
     for tensor in tensors:
         content = tensor.detach().cpu().contiguous()
-        digest.update(repr((content.dtype, content.shape)).encode())
-        digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+        sha.update(repr((content.dtype, content.shape)).encode())
+        sha.update(content.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()[:16]

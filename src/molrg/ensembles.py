@@ -1,0 +1,442 @@
+"""Ensembles: many small networks trained, and evaluated, as one batched network.
+
+A small network leaves most of a machine idle: its matrix products are too small, and most of the time goes to
+starting them. M networks of one structure do each step as one batched product instead. What they are trained
+on, noise levels, step sizes, weightings, seeds, may differ.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from molrg import features
+from molrg.arguments import integer
+from molrg.checkpoints import RunFile
+from molrg.noise import Levels, as_distribution
+from molrg.training import Job, Trained, average_decay
+
+# Networks in one batch: on a CPU, as many as keep weights, gradients and moments in its cache.
+_PARAMETERS_AT_ONCE = {"cpu": 2**21}
+_PARAMETERS_AT_ONCE_ELSEWHERE = 2**28
+_LOOK_EVERY_SECONDS = 0.5
+
+
+class Stack:
+    """M networks of one structure as one function: `stack(x, sigma)` returns (M, N, n).
+
+    Parameters
+    ----------
+    denoisers
+        Modules with forward(x, sigma), equal but for the values of their weights and buffers. The stack holds
+        copies of these.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or two differ in structure (names both).
+    """
+
+    def __init__(self, denoisers: Sequence[nn.Module]) -> None:
+        if not denoisers:
+            raise ValueError("denoisers must hold at least one network")
+        first = structure(denoisers[0])
+        for i, denoiser in enumerate(denoisers):
+            if structure(denoiser) != first:
+                raise ValueError(
+                    f"denoisers must be equal but for their weights; number {i} differs from number 0: "
+                    f"{structure(denoiser)} against {first}"
+                )
+        self.template = copy.deepcopy(denoisers[0])
+        self.parameters, self.buffers = stack_module_state(list(denoisers))
+        self.parameters = {name: value.detach() for name, value in self.parameters.items()}
+        self._size = len(denoisers)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __call__(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """Return every network's output on x, (M, N, n).
+
+        `x` is (N, n), the same for all, or (M, N, n), one part for each; `sigma` is a number, (N,) or (M, N).
+        """
+        return self._map(functional_call, x, sigma)
+
+    def features(
+        self, x: Tensor, sigma: float | Tensor, layers: Sequence[str] | None = None, batch_size: int = 512
+    ) -> dict[str, Tensor]:
+        """Return the activations of `layers` of all networks from one pass, each (M, N, C).
+
+        As `features.extract` for each network, without gradients; x and sigma as in a call.
+        """
+        one = x[0] if x.ndim == 3 else x
+        chosen = features.check(self.template, one[:1], 1.0, layers, batch_size)
+
+        def watched(template: nn.Module, state: Any, arguments: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            kept: dict[str, Tensor] = {}
+            with features.watching(chosen, kept.__setitem__):
+                functional_call(template, state, arguments)
+            return kept
+
+        parts = []
+        with torch.no_grad(), features.evaluating(self.template):
+            for start in range(0, x.shape[-2], batch_size):
+                rows = slice(start, start + batch_size)
+                level = sigma[..., rows] if isinstance(sigma, Tensor) and sigma.ndim else sigma
+                parts.append(self._map(watched, x[..., rows, :], level))
+        return {name: torch.cat([part[name] for part in parts], 1) for name in chosen}
+
+    def unstack(self, parameters: dict[str, Tensor] | None = None) -> list[nn.Module]:
+        """Return the networks, in evaluation mode; with `parameters`, (M, ...) each, in their place."""
+        values = self.parameters if parameters is None else parameters
+        networks = []
+        for i in range(len(self)):
+            network = copy.deepcopy(self.template)
+            state = {name: value[i] for name, value in (values | self.buffers).items()}
+            network.load_state_dict(state, strict=False)
+            networks.append(network.eval())
+        return networks
+
+    def to(self, device: torch.device) -> None:
+        """Move all to `device`."""
+        self.template.to(device)
+        self.parameters = {name: value.to(device) for name, value in self.parameters.items()}
+        self.buffers = {name: value.to(device) for name, value in self.buffers.items()}
+
+    def _map(self, function: Callable[..., Any], x: Tensor, sigma: float | Tensor) -> Any:
+        like = next(iter(self.parameters.values()))
+        x = x.to(like)
+        level = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+        rows = level if level.ndim else level.expand(x.shape[-2])
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, sigma: Tensor) -> Any:
+            return function(self.template, (parameters, buffers), (x, sigma))
+
+        where = (0, 0, 0 if x.ndim == 3 else None, 0 if rows.ndim == 2 else None)
+        # Dropout, where there is some, is each network's own.
+        return vmap(one, where, randomness="different")(self.parameters, self.buffers, x, rows)
+
+
+def train(
+    jobs: Iterable[Job],
+    *,
+    device: torch.device | str | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1000,
+    progress: bool = True,
+) -> list[Trained]:
+    """Train the network of every job; the result is that of `training.train` for each alone.
+
+    Jobs whose networks have one structure, and that have steps, batch size and `ema` in common, are trained
+    together as one batched network, with the batches, levels and noise that each would draw alone from a
+    generator with its seed; jobs of one seed and data of one size share these draws. What is not
+    the same is the order of sums within matrix products, so weights agree up to roundoff, which training
+    enlarges; and dropout, whose masks come from one stream. A network whose loss stops being finite does not
+    stop the others: its losses tell from which step on, and a warning names it.
+
+    Parameters
+    ----------
+    jobs
+        See `training.Job`. Their networks are left as they are.
+    device
+        Where to train; None: where the networks are.
+    checkpoints
+        A folder. A run that was stopped, called again with the same jobs, takes up finished batches of
+        networks and goes on from the last checkpoint of the others. None: no checkpoints.
+    checkpoint_every
+        In steps; also written at the end of each batch of networks.
+    progress
+        Whether to show one bar over the steps of all networks on stderr, with the mean loss.
+
+    Returns
+    -------
+    list of Trained
+        In the order of the jobs.
+
+    Raises
+    ------
+    ValueError
+        If there are no jobs, for arguments outside their ranges, or for a damaged checkpoint.
+    OSError
+        If a checkpoint cannot be written; the last good one is intact.
+    """
+    jobs = list(jobs)
+    if not jobs:
+        raise ValueError("jobs must hold at least one training.Job")
+    integer("checkpoint_every", checkpoint_every, 1)
+    from tqdm import tqdm
+
+    results: dict[int, Trained] = {}
+    total = sum(job.steps for job in jobs)
+    where = jobs[0].denoiser if device is None else torch.empty(0, device=device)
+    place = where.device if isinstance(where, Tensor) else next(where.parameters()).device
+    with tqdm(total=total, desc=f"training {len(jobs)} networks on {place}", disable=not progress) as bar:
+        for members in _batches(jobs, place):
+            run = _Run([jobs[i] for i in members], place)
+            file = None
+            if checkpoints is not None:
+                name = hashlib.sha256(json.dumps(run.fingerprint()).encode()).hexdigest()[:16]
+                file = RunFile(Path(checkpoints) / f"{name}.safetensors", run, checkpoint_every)
+                file.resume(run.steps)
+                bar.update(run.steps_done * len(members))
+            _loop(run, file, bar)
+            results |= dict(zip(members, run.trained(), strict=True))
+    _warn_of_divergence(results)
+    return [results[i] for i in range(len(jobs))]
+
+
+def structure(denoiser: nn.Module) -> str:
+    """Return what two networks must have in common to be stacked: modules, shapes, and plain attributes."""
+    plain = (bool, int, float, str, tuple)
+    attributes = [
+        (name, key, value)
+        for name, module in denoiser.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, plain) and not key.startswith("_") and key != "training"
+    ]
+    tensors = [*denoiser.named_parameters(), *denoiser.named_buffers()]
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in tensors]
+    return f"{denoiser!r} {attributes} {shapes}"
+
+
+def _batches(jobs: list[Job], device: torch.device) -> list[list[int]]:
+    """The jobs, by their numbers, that are trained together; equal step sizes side by side."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i, job in enumerate(jobs):
+        key = (structure(job.denoiser), job.data.shape[1], job.steps, job.batch_size, job.ema)
+        alike.setdefault(key, []).append(i)
+    batches = []
+    for members in alike.values():
+        members.sort(key=lambda i: (jobs[i].lr, id(jobs[i].schedule)))
+        size = sum(parameter.numel() for parameter in jobs[members[0]].denoiser.parameters())
+        limit = _PARAMETERS_AT_ONCE.get(device.type, _PARAMETERS_AT_ONCE_ELSEWHERE)
+        parts = -(-len(members) * size // limit)
+        each = -(-len(members) // parts)
+        batches += [members[start : start + each] for start in range(0, len(members), each)]
+    return batches
+
+
+class _Run:
+    """One batch of networks: all that changes from step to step, and one step."""
+
+    def __init__(self, jobs: list[Job], device: torch.device) -> None:
+        self.jobs, self.device = jobs, device
+        self.steps, self.size, self.ema = jobs[0].steps, jobs[0].batch_size, jobs[0].ema
+        self.stack = Stack([job.denoiser for job in jobs])
+        self.stack.to(device)
+        self.stack.template.train()
+        learns = {name for name, value in jobs[0].denoiser.named_parameters() if value.requires_grad}
+        self.learned = [
+            value.requires_grad_() for name, value in self.stack.parameters.items() if name in learns
+        ]
+        self.average = {name: value.detach().clone() for name, value in self.stack.parameters.items()}
+        self._means = [self.average[name] for name in self.stack.parameters if name in learns]
+        self.losses: list[Tensor] = []
+
+        # Members with the same step size are a slice of every stacked tensor, and one group of the optimizer.
+        rates = [(job.lr, job.schedule) for job in jobs]
+        self._rates = list(dict.fromkeys(rates))
+        self._slices = [
+            slice(rates.index(rate), rates.index(rate) + rates.count(rate)) for rate in self._rates
+        ]
+        groups = [
+            {"params": [value.detach()[part] for value in self.learned], "lr": rate[0]}
+            for rate, part in zip(self._rates, self._slices, strict=True)
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
+
+        like = self.learned[0]
+        self.dtype = like.dtype
+        sets = list({id(job.data): job.data for job in jobs}.values())
+        self.data = torch.cat([data.detach().to(device, like.dtype) for data in sets])
+        starts = dict(zip(map(id, sets), _starts([len(data) for data in sets]), strict=True))
+        self._offset = torch.tensor([starts[id(job.data)] for job in jobs], device=device)[:, None]
+
+        # Draws depend on the seed, the number of samples and the levels unless there is only one of these.
+        distributions = [as_distribution(job.sigmas) for job in jobs]
+        single = [isinstance(each, Levels) and len(each.sigmas) == 1 for each in distributions]
+        keys = [
+            (job.seed, len(job.data), None if one else repr(each))
+            for job, each, one in zip(jobs, distributions, single, strict=True)
+        ]
+        distinct = list(dict.fromkeys(keys))
+        self._which = torch.tensor([distinct.index(key) for key in keys], device=device)
+        self._draws = [
+            (torch.Generator(device).manual_seed(key[0]), key[1], distributions[keys.index(key)])
+            for key in distinct
+        ]
+        for generator, _, _ in self._draws:
+            torch.randint(2**62, (), generator=generator, device=device)  # alone, the seed of dropout
+        self._levels: list[tuple[int, float]] = [
+            (i, each.sigmas[0])
+            for i, each in enumerate(distributions)
+            if isinstance(each, Levels) and single[i]
+        ]
+        self._weightings = [
+            (jobs[members[0]].loss_weighting, torch.tensor(members, device=device))
+            for members in _equal([_weighting_key(job) for job in jobs])
+        ]
+        self._targets = [
+            (target, torch.tensor(members, device=device))
+            for members in _equal([job.target for job in jobs])
+            if (target := jobs[members[0]].target) is not None
+        ]
+
+    @property
+    def steps_done(self) -> int:
+        return len(self.losses)
+
+    def step(self) -> Tensor:
+        """Make the next update; returns the loss of every network, (M,)."""
+        number = self.steps_done
+        x, sigma, aim = self._batch()
+        error = (self.stack(x, sigma) - aim).square().mean(-1)
+        loss = (self._weights(sigma) * error).mean(-1)
+        # The optimizer's kernel takes gradients to lie in memory as their parameters do.
+        gradients = [each.contiguous() for each in torch.autograd.grad(loss.sum(), self.learned)]
+        for group, (lr, schedule), part in zip(
+            self.optimizer.param_groups, self._rates, self._slices, strict=True
+        ):
+            group["lr"] = lr * schedule(number / self.steps)
+            for parameter, gradient in zip(group["params"], gradients, strict=True):
+                parameter.grad = gradient[part]
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._means, self.learned, 1 - average_decay(self.ema, number))
+        self.losses.append(loss.detach())
+        return self.losses[-1]
+
+    def trained(self) -> list[Trained]:
+        """The results, in the order of the jobs."""
+        losses = torch.stack(self.losses).double().cpu()
+        networks = self.stack.unstack(self.average)
+        return [Trained(network, losses[:, i].clone()) for i, network in enumerate(networks)]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What must be equal for a checkpoint to belong to this run."""
+        jobs = [replace(job).fingerprint() | {"seed": str(job.seed)} for job in self.jobs]
+        digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
+        return {"networks": digest, "steps": str(self.steps), "device": self.device.type}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later run needs to go on, as named tensors."""
+        state = {f"parameters.{name}": value for name, value in self.stack.parameters.items()}
+        state |= {f"average.{name}": value for name, value in self.average.items()}
+        for group, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{group}.{name}": tensor for name, tensor in values.items()}
+        state |= {f"generator.{i}": draws[0].get_state() for i, draws in enumerate(self._draws)}
+        state["losses"] = torch.stack(self.losses)
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        with torch.no_grad():
+            for name, value in self.stack.parameters.items():
+                value.copy_(state[f"parameters.{name}"])
+                self.average[name].copy_(state[f"average.{name}"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, group, key = name.split(".")
+                moments.setdefault(int(group), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for i, (generator, _, _) in enumerate(self._draws):
+            generator.set_state(state[f"generator.{i}"])
+        self.losses = list(state["losses"].to(self.device))
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy samples (M, B, n), their levels (M, B) and what the networks are to return (M, B, n)."""
+        size, dim = self.size, self.data.shape[1]
+        rows, levels, noise = [], [], []
+        for generator, count, distribution in self._draws:
+            draw: dict[str, Any] = {"generator": generator, "device": self.device}
+            rows.append(torch.randint(count, (size,), **draw))
+            levels.append(distribution.sample(size, generator).to(self.dtype))
+            noise.append(torch.randn(size, dim, dtype=self.dtype, **draw))
+        sigma = self._each(levels)
+        if self._levels:
+            sigma = sigma.clone()
+            for i, level in self._levels:
+                sigma[i] = level
+        places = self._each(rows) + self._offset
+        x0 = self.data.index_select(0, places.flatten()).unflatten(0, places.shape)
+        x = torch.addcmul(x0, sigma[..., None], self._each(noise))
+        for target, members in self._targets:
+            with torch.no_grad():
+                part = target(x[members].flatten(0, 1), sigma[members].flatten())
+            x0[members] = part.unflatten(0, (len(members), size))
+        return x, sigma, x0
+
+    def _each(self, drawn: list[Tensor]) -> Tensor:
+        """What was drawn, for each network."""
+        if len(drawn) == 1:
+            return drawn[0].expand(len(self.jobs), *drawn[0].shape)
+        return torch.stack(drawn).index_select(0, self._which)
+
+    def _weights(self, sigma: Tensor) -> Tensor:
+        if len(self._weightings) == 1:
+            return self._weightings[0][0](sigma)
+        weights = torch.empty_like(sigma)
+        for weighting, members in self._weightings:
+            weights[members] = weighting(sigma[members])
+        return weights
+
+
+def _loop(run: _Run, file: RunFile | None, bar: Any) -> None:
+    """Step to the end; losses are looked at now and then, since each look waits for the device."""
+    looked, shown = time.monotonic(), run.steps_done
+    while run.steps_done < run.steps:
+        loss = run.step()
+        done = run.steps_done
+        if file is not None and (done == run.steps or done % file.every == 0):
+            file.save()
+        if done == run.steps or time.monotonic() - looked > _LOOK_EVERY_SECONDS:
+            bar.set_postfix(loss=f"{loss.nanmean().item():.4g}", refresh=False)
+            bar.update((done - shown) * len(run.jobs))
+            looked, shown = time.monotonic(), done
+
+
+def _warn_of_divergence(results: dict[int, Trained]) -> None:
+    diverged = [
+        f"number {i} from step {int(trained.losses.isfinite().int().argmin()) + 1} on"
+        for i, trained in sorted(results.items())
+        if not trained.losses.isfinite().all()
+    ]
+    if diverged:
+        warnings.warn(
+            f"the loss is not finite in {len(diverged)} of {len(results)} networks: {', '.join(diverged)}; "
+            "lower their lr or change their noise levels",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _equal(keys: Sequence[Any]) -> list[list[int]]:
+    """The places of equal keys, in order of first appearance."""
+    places: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        places.setdefault(key, []).append(i)
+    return list(places.values())
+
+
+def _weighting_key(job: Job) -> Any:
+    """Equal for jobs with the same weighting."""
+    if job.weighting is not None:
+        return job.weighting
+    own = getattr(job.denoiser, "sigma_data", None)
+    return id(job.data) if own is None else float(own)
+
+
+def _starts(lengths: list[int]) -> list[int]:
+    return [sum(lengths[:i]) for i in range(len(lengths))]
