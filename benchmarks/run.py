@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-MODULES = ("bench_mixture", "bench_empirical", "bench_features", "bench_probes")
+MODULES = ("bench_mixture", "bench_empirical", "bench_features", "bench_probes", "bench_ensembles")
 
 
 def verdict(ratio: float, target: str) -> str:

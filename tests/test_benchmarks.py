@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_empirical, bench_features, bench_mixture, bench_probes, run, timing
+from benchmarks import (
+    bench_empirical,
+    bench_ensembles,
+    bench_features,
+    bench_mixture,
+    bench_probes,
+    run,
+    timing,
+)
 from molrg import MoLRG, features
 from molrg.networks import MLP
 
@@ -134,3 +142,13 @@ def test_verdict() -> None:
     assert run.verdict(1.5, "<= 1.25") == "missed by 20%"
     assert run.verdict(8, ">= 7") == "met"
     assert run.verdict(3.5, ">= 7") == "missed by 50%"
+
+
+def test_ensembles_are_compared_with_the_loop_over_the_same_networks() -> None:
+    rows = bench_ensembles.run(networks=2, width=8, steps=3, repeats=1)
+    assert len(rows) >= 3
+    assert all(complete(row) for row in rows)
+    sizes = (64, 8), (8, 8), (8, 50)  # 50 coordinates and 14 of the noise level
+    passes = (2, 3, 3)  # nothing flows back to the input
+    expected = sum(2 * 2 * 512 * times * a * b for times, (a, b) in zip(passes, sizes, strict=True))
+    assert bench_ensembles.products_per_step(2, 8, 512) == expected

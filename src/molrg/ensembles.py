@@ -24,7 +24,7 @@ from molrg import features
 from molrg.arguments import integer
 from molrg.checkpoints import RunFile
 from molrg.noise import Levels, as_distribution
-from molrg.training import Job, Trained, average_decay
+from molrg.training import Job, Trained, average_decay, own_randomness, streams
 
 # Networks in one batch: on a CPU, as many as keep weights, gradients and moments in its cache.
 _PARAMETERS_AT_ONCE = {"cpu": 2**21}
@@ -184,12 +184,14 @@ def train(
         for members in _batches(jobs, place):
             run = _Run([jobs[i] for i in members], place)
             file = None
-            if checkpoints is not None:
-                name = hashlib.sha256(json.dumps(run.fingerprint()).encode()).hexdigest()[:16]
-                file = RunFile(Path(checkpoints) / f"{name}.safetensors", run, checkpoint_every)
-                file.resume(run.steps)
-                bar.update(run.steps_done * len(members))
-            _loop(run, file, bar)
+            with own_randomness(place):
+                run.seed_dropout()
+                if checkpoints is not None:
+                    name = hashlib.sha256(json.dumps(run.fingerprint()).encode()).hexdigest()[:16]
+                    file = RunFile(Path(checkpoints) / f"{name}.safetensors", run, checkpoint_every)
+                    file.resume(run.steps)
+                    bar.update(run.steps_done * len(members))
+                _loop(run, file, bar)
             results |= dict(zip(members, run.trained(), strict=True))
     _warn_of_divergence(results)
     return [results[i] for i in range(len(jobs))]
@@ -275,13 +277,17 @@ class _Run:
             (torch.Generator(device).manual_seed(key[0]), key[1], distributions[keys.index(key)])
             for key in distinct
         ]
-        for generator, _, _ in self._draws:
-            torch.randint(2**62, (), generator=generator, device=device)  # alone, the seed of dropout
-        self._levels: list[tuple[int, float]] = [
-            (i, each.sigmas[0])
-            for i, each in enumerate(distributions)
-            if isinstance(each, Levels) and single[i]
+        # Each takes the seed of dropout from its generator when it is trained alone.
+        self._seeds = [
+            int(torch.randint(2**62, (), generator=generator, device=device))
+            for generator, _, _ in self._draws
         ]
+        # Rounded as a draw of it would be; zero stands for several.
+        fixed = [
+            each.sample(1, self._draws[0][0]).item() if one else 0.0
+            for each, one in zip(distributions, single, strict=True)
+        ]
+        self._fixed = torch.tensor(fixed, dtype=self.dtype, device=device)[:, None]
         self._weightings = [
             (jobs[members[0]].loss_weighting, torch.tensor(members, device=device))
             for members in _equal([_weighting_key(job) for job in jobs])
@@ -295,6 +301,11 @@ class _Run:
     @property
     def steps_done(self) -> int:
         return len(self.losses)
+
+    def seed_dropout(self) -> None:
+        """Seed PyTorch's own generators, from which dropout draws."""
+        for stream in streams(self.device):
+            stream.manual_seed(self._seeds[0])
 
     def step(self) -> Tensor:
         """Make the next update; returns the loss of every network, (M,)."""
@@ -335,6 +346,7 @@ class _Run:
         for group, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{group}.{name}": tensor for name, tensor in values.items()}
         state |= {f"generator.{i}": draws[0].get_state() for i, draws in enumerate(self._draws)}
+        state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams(self.device))}
         state["losses"] = torch.stack(self.losses)
         return state
 
@@ -353,6 +365,8 @@ class _Run:
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for i, (generator, _, _) in enumerate(self._draws):
             generator.set_state(state[f"generator.{i}"])
+        for i, stream in enumerate(streams(self.device)):
+            stream.set_state(state[f"stream.{i}"])
         self.losses = list(state["losses"].to(self.device))
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -364,11 +378,7 @@ class _Run:
             rows.append(torch.randint(count, (size,), **draw))
             levels.append(distribution.sample(size, generator).to(self.dtype))
             noise.append(torch.randn(size, dim, dtype=self.dtype, **draw))
-        sigma = self._each(levels)
-        if self._levels:
-            sigma = sigma.clone()
-            for i, level in self._levels:
-                sigma[i] = level
+        sigma = torch.where(self._fixed > 0, self._fixed, self._each(levels))
         places = self._each(rows) + self._offset
         x0 = self.data.index_select(0, places.flatten()).unflatten(0, places.shape)
         x = torch.addcmul(x0, sigma[..., None], self._each(noise))

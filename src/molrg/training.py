@@ -229,7 +229,7 @@ def train(
     if checkpoint is not None:
         file = RunFile(Path(checkpoint), run, integer("checkpoint_every", checkpoint_every, 1))
     denoiser.train()
-    with _own_randomness(run.device):
+    with own_randomness(run.device):
         run.seed_dropout()
         if file is not None:
             file.resume(steps)
@@ -271,7 +271,7 @@ class _Run:
     def seed_dropout(self) -> None:
         """Seed PyTorch's own generators, from which dropout draws, from ours."""
         draw = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
-        for stream in _streams(self.device):
+        for stream in streams(self.device):
             stream.manual_seed(int(draw))
 
     def step(self, number: int) -> tuple[Tensor, Tensor]:
@@ -316,7 +316,7 @@ class _Run:
         for i, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
         state["generator"] = self.generator.get_state()
-        for i, stream in enumerate(_streams(self.device)):
+        for i, stream in enumerate(streams(self.device)):
             state[f"stream.{i}"] = stream.get_state()
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         return state
@@ -337,7 +337,7 @@ class _Run:
         for place, mean in enumerate(self.average):
             mean.copy_(state[f"average.{place}"])
         self.generator.set_state(state["generator"])
-        for place, stream in enumerate(_streams(self.device)):
+        for place, stream in enumerate(streams(self.device)):
             stream.set_state(state[f"stream.{place}"])
         self.losses = state["losses"].tolist()
 
@@ -401,7 +401,7 @@ def _advice(run: _Run, file: RunFile | None) -> str:
     return f"Last good checkpoint: {good}. Lower lr (now {run.job.lr}) or change the noise levels"
 
 
-def _streams(device: torch.device) -> list[torch.Generator]:
+def streams(device: torch.device) -> list[torch.Generator]:
     """PyTorch's own generators that layers such as dropout draw from on `device`."""
     if device.type == "cuda":
         torch.cuda.init()
@@ -413,14 +413,14 @@ def _streams(device: torch.device) -> list[torch.Generator]:
 
 
 @contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
+def own_randomness(device: torch.device) -> Iterator[None]:
     """Leave PyTorch's own generators as they were found."""
-    streams = _streams(device)
-    states = [stream.get_state() for stream in streams]
+    found = streams(device)
+    states = [stream.get_state() for stream in found]
     try:
         yield
     finally:
-        for stream, state in zip(streams, states, strict=True):
+        for stream, state in zip(found, states, strict=True):
             stream.set_state(state)
 
 
