@@ -80,8 +80,9 @@ def theorem_boundary(num_classes: int, rank: float) -> float:
 def exact_boundary(num_classes: int, rank: int) -> float:
     """Return delta_c of the exact value: its noisy-input SNR starts upwards at sigma = 0 for delta < delta_c.
 
-    It solves a_1 - b_1 = 1/2 at eta = eta_0. That the SNR has a peak for smaller delta is proved; that it
-    only falls for larger delta is observed (`theory/phase_diagram`). Relative error below 1e-9.
+    It solves a_1 - b_1 = 1/2 at eta = eta_0. That the solution is unique is proved for K = 2 and observed for
+    more classes; that the SNR has a peak where a_1 - b_1 > 1/2 is proved, and that it only falls elsewhere is
+    observed (`theory/phase_diagram`). Relative error below 1e-9.
 
     Raises ValueError unless num_classes >= 2 and rank >= 1.
     """
@@ -215,7 +216,7 @@ def certify_single_peak(num_classes: int, rank: int, smallest_delta: float = 0.0
     top = -2 * float(np.log(fraction("smallest_delta", smallest_delta))) + 1e-9
 
     def ball(low: float, high: float) -> arb:
-        return arb((low + high) / 2, (high - low) * (0.5 + 1e-12))
+        return arb(low).union(arb(high))
 
     boxes, looked_at, precision = [(0.0, top, 0.0, top)], 0, ctx.prec
     try:
