@@ -264,6 +264,15 @@ def test_peak_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_curve_that_falls_has_no_peak() -> None:
     levels = np.geomspace(0.1, 1, 9)
-    assert granularity._peak(levels, 1 / levels) == (0.0, pytest.approx(10.0), 0)
-    place, height, maxima = granularity._peak(levels, np.exp(-(np.log(levels / 0.3) ** 2)))
-    assert (place, height, maxima) == (pytest.approx(0.3), pytest.approx(1.0), 1)
+    assert granularity._peak(levels, 1 / levels, lambda s: 1 / s) == (0.0, pytest.approx(10.0), 0)
+
+
+def test_a_lopsided_peak_is_found_between_the_levels() -> None:
+    def curve(s: np.ndarray) -> np.ndarray:
+        return s**2 / (1 + s**6)  # highest at s^6 = 1/2
+
+    levels = np.geomspace(0.02, 5, 21)
+    place, height, maxima = granularity._peak(levels, curve(levels), curve)
+    assert place == pytest.approx(2 ** (-1 / 6), rel=2e-3)
+    assert height == pytest.approx(2 ** (-1 / 3) / 1.5, rel=1e-5)
+    assert maxima == 1

@@ -48,6 +48,17 @@ def test_moments_obey_the_identities_of_posterior_weights(num_classes: int, rank
     assert value == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.parametrize(("num_classes", "rank"), [(2, 3), (3, 1), (100, 5)])
+def test_shares_over_the_contrast(num_classes: int, rank: int) -> None:
+    eta = np.linspace(0.05, 4, 12)
+    a1, _, b1, _ = np.transpose([phase.moments(num_classes, rank, each) for each in eta.tolist()])
+    assert (np.diff(a1) > 0).all()
+    assert (np.diff(a1 - b1) > 0).all()
+    overlap = np.cosh(eta / 2) ** -float(rank)
+    assert (1 - a1 <= (num_classes - 1) / (1 + np.exp(eta)) * overlap).all()
+    assert (b1 <= overlap).all()
+
+
 @settings(max_examples=50)
 @given(MODELS, st.floats(0.8, 1.25))
 def test_theorem_has_one_peak_below_the_boundary_and_falls_above(
