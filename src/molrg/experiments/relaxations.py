@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit, gammaln, log_softmax, logsumexp, softmax
+from scipy.special import expit, gammaln, logsumexp, softmax
 from torch import Tensor
 
 from molrg import peaks, snr
@@ -423,7 +423,10 @@ def student(rank: int, delta: float, freedom: float, sigma: Levels) -> np.ndarra
         def readings(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """Log-evidence for the class, and the factor on its block beyond xi, for energies (...)."""
             logs = offset + kappa * energy[..., None]  # noqa: B023
-            return logsumexp(logs, axis=-1), np.exp(log_softmax(logs, axis=-1)) @ gains  # noqa: B023
+            top = logs.max(-1)
+            terms = np.exp(logs - top[..., None])
+            total = terms.sum(-1)
+            return top + np.log(total), terms @ gains / total  # noqa: B023
 
         own, other = (t[:, None] + s2) * y, (d2 + s2) * y
         evidence, gain = readings(own)
