@@ -1,0 +1,66 @@
+"""Similarity of features against the definition in kernels, its invariances, and wrong input."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from molrg.similarity import linear_cka, relative_distance
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_linear_cka_is_the_alignment_of_centred_kernels() -> None:
+    a, b = gaussian(40, 7).double(), gaussian(40, 5, seed=1).double() + 3
+    b[:, 0] += 2 * a[:, 1]
+    centring = torch.eye(40).double() - 1 / 40
+    k, m = (centring @ each @ each.T @ centring for each in (a, b))
+    expected = (k * m).sum() / (k.norm() * m.norm())
+    torch.testing.assert_close(linear_cka(a, b), expected, rtol=1e-12, atol=0)
+
+
+def test_linear_cka_ignores_rotation_factor_and_shift() -> None:
+    a = gaussian(100, 6).double()
+    turn = torch.linalg.qr(gaussian(6, 6, seed=2).double()).Q
+    torch.testing.assert_close(
+        linear_cka(a, -3e-5 * a @ turn + 1), torch.tensor(1.0).double(), rtol=1e-9, atol=0
+    )
+    stretched = a * torch.tensor([10.0, 1, 1, 1, 1, 1])
+    assert linear_cka(a, stretched) < 0.9
+
+
+def test_linear_cka_of_uncorrelated_features_is_zero() -> None:
+    a = torch.tensor([[1.0], [-1], [1], [-1]])
+    b = torch.tensor([[1.0], [1], [-1], [-1]])
+    assert linear_cka(a, b) == 0
+    # Of independent features it is about D / N, not 0: samples are to outnumber dimensions by far.
+    assert 0.005 < linear_cka(gaussian(2000, 20), gaussian(2000, 20, seed=1)) < 0.02
+
+
+def test_relative_distance() -> None:
+    b = gaussian(30, 4)
+    assert relative_distance(b, b) == 0
+    torch.testing.assert_close(relative_distance(3 * b, b), torch.tensor(2.0).double())
+    torch.testing.assert_close(relative_distance(-b, b), torch.tensor(2.0).double())
+
+
+@pytest.mark.parametrize("measure", [linear_cka, relative_distance])
+def test_many_against_one(measure) -> None:  # type: ignore[no-untyped-def]
+    a = gaussian(3, 2, 50, 4)
+    together = measure(a, a[1, 0])
+    assert together.shape == (3, 2)
+    for i in range(3):
+        for j in range(2):
+            torch.testing.assert_close(together[i, j], measure(a[i, j], a[1, 0]))
+
+
+def test_wrong_input_is_named() -> None:
+    a = gaussian(10, 3)
+    for b in (gaussian(9, 3), gaussian(10), gaussian(1, 3)):
+        with pytest.raises(ValueError, match="the same N >= 2 samples"):
+            linear_cka(a, b)
+    with pytest.raises(ValueError, match="floating point of one type"):
+        linear_cka(a, a.double())
+    with pytest.raises(ValueError, match="features of one dimension, got 3 and 4"):
+        relative_distance(a, gaussian(10, 4))
