@@ -2,6 +2,8 @@
 
 All take x of shape (N, n), images flattened to n = C * H * W, and a noise level, a number or a tensor (N,).
 The layers whose activations are worth a probe are listed in `feature_layers`, by their module names.
+Networks with `takes_stacked_weights` run as M networks at once when their weights are replaced by stacked
+ones, (M, ...) each, and x is (M, N, n).
 """
 
 import math
@@ -97,6 +99,7 @@ class FeedForward(nn.Module):
         Source of the starting weights.
     """
 
+    takes_stacked_weights = True
     frequencies: Tensor
 
     def __init__(
@@ -116,20 +119,29 @@ class FeedForward(nn.Module):
         self.register_buffer("frequencies", _frequencies(count), persistent=False)
         with _initialised_by(generator):
             self.hidden = nn.ModuleList(
-                nn.Sequential(nn.Linear(*pair), nn.ReLU(), nn.Dropout(dropout)) for pair in pairwise(sizes)
+                nn.Sequential(_Linear(*pair), nn.ReLU(), nn.Dropout(dropout)) for pair in pairwise(sizes)
             )
-        self.last = nn.Linear(width, dim)
+        self.last = _Linear(width, dim)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.feature_layers = tuple(f"hidden.{i}" for i in range(depth))
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        phase = (_column(noise, x) * self.frequencies).expand(len(x), -1)
-        h = torch.cat([x, phase.cos(), phase.sin()], 1)
+        phase = (_column(noise, x) * self.frequencies).expand(*x.shape[:-1], -1)
+        h = torch.cat([x, phase.cos(), phase.sin()], -1)
         for layer in self.hidden:
             h = layer(h)
         return self.last(h)
+
+
+class _Linear(nn.Linear):
+    """Linear layer that also takes the weights of M networks, stacked, and x (M, N, n)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.ndim == 2:
+            return super().forward(x)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
 
 
 class MLP(nn.Module):
@@ -333,6 +345,7 @@ class Preconditioned(nn.Module):
         self.network = network
         self.sigma_data = float(sigma_data)
         self.prediction = choice("prediction", prediction, tuple(PREDICTIONS))
+        self.takes_stacked_weights = bool(getattr(network, "takes_stacked_weights", False))
         inner = getattr(network, "feature_layers", ())
         self.feature_layers = tuple(f"network.{name}" for name in inner)
 
@@ -341,7 +354,7 @@ class Preconditioned(nn.Module):
         sigma = _column(sigma, x)
         skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
         root = (sigma**2 + self.sigma_data**2).sqrt()
-        return torch.addcmul(skip * x, out, self.network(x / root, sigma.log().flatten() / 4))
+        return torch.addcmul(skip * x, out, self.network(x / root, sigma.log().squeeze(-1) / 4))
 
 
 def _frequencies(count: int) -> Tensor:
@@ -350,12 +363,13 @@ def _frequencies(count: int) -> Tensor:
 
 
 def _column(level: float | Tensor, x: Tensor) -> Tensor:
-    """A noise level, a number or (N,), as a column (1, 1) or (N, 1) of x's dtype and device."""
+    """A noise level, a number or (..., N), as a column (1, 1) or (..., N, 1) of the dtype and device of x."""
     if not isinstance(level, Tensor):
         return torch.full((1, 1), level, dtype=x.dtype, device=x.device)
-    if level.numel() not in (1, len(x)):
-        raise ValueError(f"sigma must be a number or have shape ({len(x)},), got {tuple(level.shape)}")
-    return level.to(x.device, x.dtype).reshape(-1, 1)
+    rows = x.shape[:-1]
+    if level.numel() not in (1, rows.numel()):
+        raise ValueError(f"sigma must be a number or have shape {tuple(rows)}, got {tuple(level.shape)}")
+    return level.to(x.device, x.dtype).reshape(*(rows if level.numel() > 1 else (1,)), 1)
 
 
 @contextmanager
