@@ -56,6 +56,7 @@ def varied_jobs() -> list[Job]:
         job(data=data),
         job(data=data, sigmas=1.3, denoiser=network(1), lr=3e-3),
         job(data=data, sigmas=[0.1, 0.5, 2.0], seed=3, schedule=cosine),
+        job(data=data, seed=3),
         job(
             data=some_data(8, 40),
             sigmas=LogUniform(0.05, 3.0),

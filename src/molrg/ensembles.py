@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +147,10 @@ def train(
 
     Jobs whose networks have one structure, and that have steps, batch size and `ema` in common, are trained
     together as one batched network, with the batches, levels and noise that each would draw alone from a
-    generator with its seed; jobs of one seed and data of one size share these draws. What is not
-    the same is the order of sums within matrix products, so weights agree up to roundoff, which training
-    enlarges; and dropout, whose masks come from one stream. A network whose loss stops being finite does not
-    stop the others: its losses tell from which step on, and a warning names it.
+    generator with its seed; jobs of one seed and with data of one size share these draws. What differs is the
+    order of sums within matrix products, so weights agree up to roundoff, which training enlarges; and
+    dropout, whose masks come from one stream. A network whose loss stops being finite does not stop the
+    others: its losses tell from which step on, and a warning names it.
 
     Parameters
     ----------
@@ -186,8 +186,8 @@ def train(
 
     results: dict[int, Trained] = {}
     total = sum(job.steps for job in jobs)
-    where = jobs[0].denoiser if device is None else torch.empty(0, device=device)
-    place = where.device if isinstance(where, Tensor) else next(where.parameters()).device
+    own = next(jobs[0].denoiser.parameters()).device
+    place = own if device is None else torch.device(device)
     with tqdm(total=total, desc=f"training {len(jobs)} networks on {place}", disable=not progress) as bar:
         for members in _batches(jobs, place):
             run = _Run([jobs[i] for i in members], place)
@@ -226,8 +226,9 @@ def _batches(jobs: list[Job], device: torch.device) -> list[list[int]]:
         key = (structure(job.denoiser), job.data.shape[1], job.steps, job.batch_size, job.ema)
         alike.setdefault(key, []).append(i)
     batches = []
-    for members in alike.values():
-        members.sort(key=lambda i: (jobs[i].lr, id(jobs[i].schedule)))
+    for listed in alike.values():
+        rates = [(jobs[i].lr, jobs[i].schedule) for i in listed]
+        members = [listed[place] for places in _equal(rates) for place in places]
         size = sum(parameter.numel() for parameter in jobs[members[0]].denoiser.parameters())
         limit = _PARAMETERS_AT_ONCE.get(device.type, _PARAMETERS_AT_ONCE_ELSEWHERE)
         parts = -(-len(members) * size // limit)
@@ -241,7 +242,7 @@ class _Run:
 
     def __init__(self, jobs: list[Job], device: torch.device) -> None:
         self.jobs, self.device = jobs, device
-        self.steps, self.size, self.ema = jobs[0].steps, jobs[0].batch_size, jobs[0].ema
+        self.steps, self.ema = jobs[0].steps, jobs[0].ema
         self.stack = Stack([job.denoiser for job in jobs])
         self.stack.to(device)
         self.stack.template.train()
@@ -270,45 +271,10 @@ class _Run:
         ]
         self.optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
 
-        like = self.learned[0]
-        self.dtype = like.dtype
-        sets = list({id(job.data): job.data for job in jobs}.values())
-        self.data = torch.cat([data.detach().to(device, like.dtype) for data in sets])
-        starts = dict(zip(map(id, sets), _starts([len(data) for data in sets]), strict=True))
-        self._offset = torch.tensor([starts[id(job.data)] for job in jobs], device=device)[:, None]
-
-        # Draws depend on the seed, the number of samples and the levels unless there is only one of these.
-        distributions = [as_distribution(job.sigmas) for job in jobs]
-        single = [isinstance(each, Levels) and len(each.sigmas) == 1 for each in distributions]
-        keys = [
-            (job.seed, len(job.data), None if one else repr(each))
-            for job, each, one in zip(jobs, distributions, single, strict=True)
-        ]
-        distinct = list(dict.fromkeys(keys))
-        self._which = torch.tensor([distinct.index(key) for key in keys], device=device)
-        self._draws = [
-            (torch.Generator(device).manual_seed(key[0]), key[1], distributions[keys.index(key)])
-            for key in distinct
-        ]
-        # Each takes the seed of dropout from its generator when it is trained alone.
-        self._seeds = [
-            int(torch.randint(2**62, (), generator=generator, device=device))
-            for generator, _, _ in self._draws
-        ]
-        # Rounded as a draw of it would be; zero stands for several.
-        fixed = [
-            each.sample(1, self._draws[0][0]).item() if one else 0.0
-            for each, one in zip(distributions, single, strict=True)
-        ]
-        self._fixed = torch.tensor(fixed, dtype=self.dtype, device=device)[:, None]
+        self.batches = _Batches(jobs, self.learned[0])
         self._weightings = [
             (jobs[members[0]].loss_weighting, torch.tensor(members, device=device))
             for members in _equal([_weighting_key(job) for job in jobs])
-        ]
-        self._targets = [
-            (target, torch.tensor(members, device=device))
-            for members in _equal([job.target for job in jobs])
-            if (target := jobs[members[0]].target) is not None
         ]
 
     @property
@@ -318,12 +284,12 @@ class _Run:
     def seed_dropout(self) -> None:
         """Seed PyTorch's own generators, from which dropout draws."""
         for stream in streams(self.device):
-            stream.manual_seed(self._seeds[0])
+            stream.manual_seed(self.batches.dropout_seed)
 
     def step(self) -> Tensor:
         """Make the next update; returns the loss of every network, (M,)."""
         number = self.steps_done
-        x, sigma, aim = self._batch()
+        x, sigma, aim = self.batches.draw()
         error = (self.stack(x, sigma) - aim).square().mean(-1)
         loss = (self._weights(sigma) * error).mean(-1)
         gradients = [
@@ -352,7 +318,7 @@ class _Run:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal for a checkpoint to belong to this run."""
-        jobs = [replace(job).fingerprint() | {"seed": str(job.seed)} for job in self.jobs]
+        jobs = [job.fingerprint() | {"seed": str(job.seed)} for job in self.jobs]
         digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
         return {"networks": digest, "steps": str(self.steps), "device": self.device.type}
 
@@ -362,8 +328,8 @@ class _Run:
         state |= {f"average.{name}": value for name, value in self.average.items()}
         for i, values in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
-        for place, draws in enumerate(self._draws):
-            state[f"generator.{place}"] = draws[0].get_state()
+        for place, generator in enumerate(self.batches.generators):
+            state[f"generator.{place}"] = generator.get_state()
         state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams(self.device))}
         state["losses"] = torch.stack(self.losses)
         return state
@@ -382,36 +348,11 @@ class _Run:
                 moments.setdefault(int(i), {})[key] = _laid_out_as(parameters[int(i)], tensor)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for place, draws in enumerate(self._draws):
-            draws[0].set_state(state[f"generator.{place}"])
+        for place, generator in enumerate(self.batches.generators):
+            generator.set_state(state[f"generator.{place}"])
         for place, stream in enumerate(streams(self.device)):
             stream.set_state(state[f"stream.{place}"])
         self.losses = list(state["losses"].to(self.device))
-
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy samples (M, B, n), their levels (M, B) and what the networks are to return (M, B, n)."""
-        size, dim = self.size, self.data.shape[1]
-        rows, levels, noise = [], [], []
-        for generator, count, distribution in self._draws:
-            draw: dict[str, Any] = {"generator": generator, "device": self.device}
-            rows.append(torch.randint(count, (size,), **draw))
-            levels.append(distribution.sample(size, generator).to(self.dtype))
-            noise.append(torch.randn(size, dim, dtype=self.dtype, **draw))
-        sigma = torch.where(self._fixed > 0, self._fixed, self._each(levels))
-        places = self._each(rows) + self._offset
-        x0 = self.data.index_select(0, places.flatten()).unflatten(0, places.shape)
-        x = torch.addcmul(x0, sigma[..., None], self._each(noise))
-        for target, members in self._targets:
-            with torch.no_grad():
-                part = target(x[members].flatten(0, 1), sigma[members].flatten())
-            x0[members] = part.unflatten(0, (len(members), size))
-        return x, sigma, x0
-
-    def _each(self, drawn: list[Tensor]) -> Tensor:
-        """What was drawn, for each network."""
-        if len(drawn) == 1:
-            return drawn[0].expand(len(self.jobs), *drawn[0].shape)
-        return torch.stack(drawn).index_select(0, self._which)
 
     def _weights(self, sigma: Tensor) -> Tensor:
         if len(self._weightings) == 1:
@@ -420,6 +361,76 @@ class _Run:
         for weighting, members in self._weightings:
             weights[members] = weighting(sigma[members])
         return weights
+
+
+class _Batches:
+    """The noisy samples on which M networks make a step, drawn as each would draw them alone."""
+
+    def __init__(self, jobs: list[Job], like: Tensor) -> None:
+        self.device, self.dtype = like.device, like.dtype
+        self.members, self.size = len(jobs), jobs[0].batch_size
+        sets = list({id(job.data): job.data for job in jobs}.values())
+        self.data = torch.cat([data.detach().to(like) for data in sets])
+        starts = dict(zip(map(id, sets), accumulate([0, *map(len, sets[:-1])]), strict=True))
+        self._offset = torch.tensor([starts[id(job.data)] for job in jobs], device=self.device)[:, None]
+
+        # Draws depend on the seed, the number of samples, and the levels unless there is only one of these.
+        distributions = [as_distribution(job.sigmas) for job in jobs]
+        single = [isinstance(each, Levels) and len(each.sigmas) == 1 for each in distributions]
+        groups = _equal(
+            [
+                (job.seed, len(job.data), None if one else repr(each))
+                for job, each, one in zip(jobs, distributions, single, strict=True)
+            ]
+        )
+        which = [next(g for g, group in enumerate(groups) if i in group) for i in range(len(jobs))]
+        self._which = torch.tensor(which, device=self.device)
+        self._counts = [len(jobs[group[0]].data) for group in groups]
+        self._distributions = [distributions[group[0]] for group in groups]
+        self.generators = [torch.Generator(self.device).manual_seed(jobs[group[0]].seed) for group in groups]
+        # Each takes the seed of dropout from its generator when it is trained alone.
+        self.dropout_seed, *_ = [
+            int(torch.randint(2**62, (), generator=generator, device=self.device))
+            for generator in self.generators
+        ]
+        # A level that stays, rounded as a draw of it would be; zero stands for several.
+        fixed = [
+            each.sample(1, self.generators[0]).item() if one else 0.0
+            for each, one in zip(distributions, single, strict=True)
+        ]
+        self._fixed = torch.tensor(fixed, dtype=self.dtype, device=self.device)[:, None]
+        self._targets = [
+            (target, torch.tensor(members, device=self.device))
+            for members in _equal([job.target for job in jobs])
+            if (target := jobs[members[0]].target) is not None
+        ]
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy samples (M, B, n), their levels (M, B) and what the networks are to return (M, B, n)."""
+        size, dim = self.size, self.data.shape[1]
+        rows, levels, noise = [], [], []
+        for generator, count, distribution in zip(
+            self.generators, self._counts, self._distributions, strict=True
+        ):
+            draw: dict[str, Any] = {"generator": generator, "device": self.device}
+            rows.append(torch.randint(count, (size,), **draw))
+            levels.append(distribution.sample(size, generator).to(self.dtype))
+            noise.append(torch.randn(size, dim, dtype=self.dtype, **draw))
+        sigma = torch.where(self._fixed > 0, self._fixed, self._each(levels))
+        places = self._each(rows) + self._offset
+        aim = self.data.index_select(0, places.flatten()).unflatten(0, places.shape)
+        x = torch.addcmul(aim, sigma[..., None], self._each(noise))
+        for target, members in self._targets:
+            with torch.no_grad():
+                part = target(x[members].flatten(0, 1), sigma[members].flatten())
+            aim[members] = part.unflatten(0, (len(members), size))
+        return x, sigma, aim
+
+    def _each(self, drawn: list[Tensor]) -> Tensor:
+        """What was drawn, for each network."""
+        if len(drawn) == 1:
+            return drawn[0].expand(self.members, *drawn[0].shape)
+        return torch.stack(drawn).index_select(0, self._which)
 
 
 def _loop(run: _Run, file: RunFile | None, bar: Any) -> None:
@@ -472,7 +483,3 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     if value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
     return torch.empty_like(parameter).copy_(value)
-
-
-def _starts(lengths: list[int]) -> list[int]:
-    return [sum(lengths[:i]) for i in range(len(lengths))]
