@@ -7,7 +7,7 @@ and n = K d leaves out all directions without data, which gives the span of the 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from molrg import ensembles, mmse, noise, snr, training
 from molrg.arguments import integer
 from molrg.experiments import learned
 from molrg.files import write_atomically
+from molrg.mixture import MoLRG
 from molrg.networks import FeedForward, Preconditioned, subspace_denoise
 from molrg.training import Job
 
@@ -189,7 +191,7 @@ class _ToldWeights(nn.Module):
 
     basis: Tensor
 
-    def __init__(self, network: FeedForward, mixture: Any, sigma_data: float) -> None:
+    def __init__(self, network: FeedForward, mixture: MoLRG, sigma_data: float) -> None:
         super().__init__()
         self.network = network
         self.sigma_data, self.delta, self.num_classes = sigma_data, mixture.delta, mixture.num_classes
@@ -293,3 +295,60 @@ def _significant(value: np.ndarray) -> np.ndarray:
     """Five significant digits."""
     size = 10.0 ** (4 - np.floor(np.log10(np.where(value == 0, 1, np.abs(value)))))
     return np.round(value * size) / size
+
+
+def first_step(
+    mixture: MoLRG, sigma: float, layers: int, num_points: int, generator: torch.Generator
+) -> Callable[[Tensor, float], Tensor]:
+    """Return what the first step of training makes of a wide network that starts at 0, up to a factor.
+
+    The network has `layers` hidden layers of infinitely many ReLUs without biases, and is trained at one
+    level. A gradient step of its last layer adds a multiple of x -> E[x_0 k(x_sigma, x)], where k is the
+    arc-cosine kernel of the last hidden layer; here the mean is over `num_points` points and their mirror
+    images.
+    """
+    x0, _ = mixture.sample(num_points, generator=generator)
+    x = x0 + sigma * torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    length = x.norm(dim=1)
+
+    def denoiser(point: Tensor, _sigma: float) -> Tensor:
+        own = point.norm(dim=1, keepdim=True)
+        cosine = (point @ x.T / (own * length)).clamp(-1, 1)
+        odd = kernel(cosine, layers) - kernel(-cosine, layers)
+        return own * (odd * length) @ x0 / (2 * num_points)
+
+    return denoiser
+
+
+def kernel(cosine: Tensor, layers: int) -> Tensor:
+    """Return the arc-cosine kernel (of order 1) of `layers` hidden layers, for unit vectors of a cosine."""
+    for _ in range(layers):
+        cosine = cosine.clamp(-1, 1)
+        angle = torch.arccos(cosine)
+        cosine = ((1 - cosine**2).sqrt() + cosine * (torch.pi - angle)) / torch.pi
+    return cosine
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray, draws: int = 2000) -> np.ndarray:
+    """Return Spearman's correlation and the ends of its 95% bootstrap interval, (3,).
+
+    Of (C,) values it is that of the C pairs; of (C, S) values it is the mean over rows of that of the S pairs
+    in each, 0 for a row that is constant. The C entries are resampled `draws` times, with seed 0.
+    """
+    chance = np.random.default_rng(0)
+    chosen = chance.integers(len(first), size=(draws, len(first)))
+    if first.ndim == 1:
+        value = _spearman(first, second)
+        sampled = _spearman(first[chosen], second[chosen])
+    else:
+        each = _spearman(first, second)
+        value, sampled = each.mean(), each[chosen].mean(1)
+    return np.array([value, *np.quantile(sampled, [0.025, 0.975])])
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    a, b = (rankdata(each, axis=-1) for each in (first, second))
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    size = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.divide((a * b).sum(-1), size, out=np.zeros_like(size), where=size > 0)
