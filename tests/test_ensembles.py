@@ -182,6 +182,15 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, at: int) -> None:
     assert 10**6 - resumed[0].target.left == 60 - sum(steps.values())  # type: ignore[union-attr]
 
 
+def test_networks_that_differ_in_an_attribute_alone_have_checkpoints_of_their_own(tmp_path: Path) -> None:
+    jobs = [job(denoiser=network(prediction=name)) for name in ("eps", "v")]
+    together = ensembles.train(jobs, checkpoints=tmp_path, progress=False)
+    for one, trained in zip(jobs, together, strict=True):
+        assert trained.denoiser.prediction == one.denoiser.prediction
+        (apart,) = ensembles.train([one], progress=False)
+        assert torch.equal(apart.losses, trained.losses)
+
+
 def test_other_jobs_do_not_take_up_a_checkpoint(tmp_path: Path) -> None:
     first = ensembles.train([job()], checkpoints=tmp_path, progress=False)
     other = ensembles.train([job(seed=1)], checkpoints=tmp_path, progress=False)

@@ -332,6 +332,7 @@ def test_a_checkpoint_is_a_safetensors_file_and_holds_what_was_saved(tmp_path: P
             "starting weights",
         ),
         ({"denoiser": Preconditioned(MLP(6, width=16, depth=1, generator=generator(1)), 1.0)}, "network"),
+        ({"denoiser": Preconditioned(MLP(6, 16, 1, 0.2, generator(1)), 1.0, "eps")}, "network"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:

@@ -24,7 +24,7 @@ from molrg import features
 from molrg.arguments import integer
 from molrg.checkpoints import RunFile
 from molrg.noise import Levels, as_distribution
-from molrg.training import Job, Trained, average_decay, own_randomness, streams
+from molrg.training import Job, Trained, average_decay, own_randomness, streams, structure
 
 # Networks in one batch: on a CPU, as many as keep weights, gradients and moments in its cache.
 _PARAMETERS_AT_ONCE = {"cpu": 2**21}
@@ -203,20 +203,6 @@ def train(
             results |= dict(zip(members, run.trained(), strict=True))
     _warn_of_divergence(results)
     return [results[i] for i in range(len(jobs))]
-
-
-def structure(denoiser: nn.Module) -> str:
-    """Return what two networks must have in common to be stacked: modules, shapes, and plain attributes."""
-    plain = (bool, int, float, str, tuple)
-    attributes = [
-        (name, key, value)
-        for name, module in denoiser.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, plain) and not key.startswith("_") and key != "training"
-    ]
-    tensors = [*denoiser.named_parameters(), *denoiser.named_buffers()]
-    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in tensors]
-    return f"{denoiser!r} {attributes} {shapes}"
 
 
 def _batches(jobs: list[Job], device: torch.device) -> list[list[int]]:

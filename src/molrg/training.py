@@ -162,7 +162,7 @@ class Job:
             "weighting": digest([self.loss_weighting(levels)]),
             "target": aim,
             "data": digest([self.data]),
-            "network": hashlib.sha256(repr((self.denoiser, list(weights))).encode()).hexdigest()[:16],
+            "network": hashlib.sha256(structure(self.denoiser).encode()).hexdigest()[:16],
             "starting weights": digest(list(weights.values())),
         }
 
@@ -241,6 +241,20 @@ def train(
 def average_decay(ema: float, step: int) -> float:
     """Decay of the running mean of the weights at a step: `ema`, but early on at most (1 + t)/(10 + t)."""
     return min(ema, (1 + step) / (10 + step))
+
+
+def structure(denoiser: nn.Module) -> str:
+    """Return all there is to a network but the values of its weights: modules, shapes, plain attributes."""
+    plain = (bool, int, float, str, tuple)
+    attributes = [
+        (name, key, value)
+        for name, module in denoiser.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, plain) and not key.startswith("_") and key != "training"
+    ]
+    tensors = [*denoiser.named_parameters(), *denoiser.named_buffers()]
+    shapes = [(name, tuple(value.shape), str(value.dtype)) for name, value in tensors]
+    return f"{denoiser!r} {attributes} {shapes}"
 
 
 class _Run:

@@ -85,13 +85,19 @@ def variations(base: Setting, span: int) -> list[tuple[str, str, Setting]]:
     for dim in (span, max(span, base.dim // 2), 2 * base.dim):
         for prediction in ("x0", "edm"):
             vary("dimension", f"n = {dim}, predicts {prediction}", dim=dim, prediction=prediction)
-    long: dict[str, Any] = {"steps": 4 * base.steps, "learning_rate": round(3 * base.learning_rate, 12)}
-    vary("recipe", "long, fast", **long)
-    vary("recipe", "long, fast, predicts edm", **long, prediction="edm")
-    vary("recipe", "long, fast, many samples", **long, train_size=many)
-    vary("recipe", "long, fast, many samples, exact targets", **long, train_size=many, exact_targets=True)
-    long["width"] = base.width // 2
-    vary("recipe", "the same of half the width", **long, train_size=many, exact_targets=True)
+
+    def combine(label: str, times: float, **changes: Any) -> None:
+        rate = round(times * base.learning_rate, 12)
+        vary("recipe", label, **({"steps": 4 * base.steps, "learning_rate": rate} | changes))
+
+    combine("long, fast", 3)
+    combine("long, fast, predicts edm", 3, prediction="edm")
+    combine("long, fast, many samples", 3, train_size=many)
+    combine("long, faster, many samples", 10, train_size=many)
+    combine("long, fast, many samples, large batch", 3, train_size=many, batch_size=4 * base.batch_size)
+    combine("long, fast, many samples, exact targets", 3, train_size=many, exact_targets=True)
+    for name, width in (("half", base.width // 2), ("twice", 2 * base.width)):
+        combine(f"the same, {name} the width", 3, train_size=many, exact_targets=True, width=width)
     return found
 
 
