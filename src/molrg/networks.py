@@ -69,12 +69,26 @@ def subspace_denoise(basis: Tensor, x: Tensor, sigma: Tensor, num_classes: int, 
 
     Leading axes broadcast, which runs many such networks at once.
     """
+    ranks = [basis.shape[-1] // num_classes] * num_classes
+    return subspace_scale(x @ basis, sigma, ranks, delta) @ basis.mT
+
+
+def subspace_scale(
+    z: Tensor, sigma: Tensor, ranks: Sequence[int], delta: float, offsets: Tensor | None = None
+) -> Tensor:
+    """Return diag(beta) z of the parametric denoiser for z = U^T x (..., r), r = sum of the `ranks`.
+
+    beta is that of `SubspaceDenoiser`, sigma (..., 1). `offsets` (K, ...) are added to the logits of the
+    classes: with log pi_l - d_l/2 log((1 + sigma^2)/(delta^2 + sigma^2)) the weights are those of
+    Proposition 1 for any priors and ranks, without them those of equal ones.
+    """
     s2, d2 = sigma**2, delta**2
     kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    z = (x @ basis).unflatten(-1, (num_classes, -1))
-    w = torch.softmax(kappa * z.square().sum(-1), -1)
-    beta = d2 / (d2 + s2) + 2 * s2 * kappa * w
-    return (beta.unsqueeze(-1) * z).flatten(-2) @ basis.mT
+    blocks = z.split(list(ranks), -1)
+    logits = kappa[..., 0] * torch.stack([block.square().sum(-1) for block in blocks])
+    w = torch.softmax(logits if offsets is None else logits + offsets, 0)  # fast where K is small
+    beta = d2 / (d2 + s2) + 2 * s2 * kappa * w[..., None]
+    return torch.cat([scale * block for scale, block in zip(beta, blocks, strict=True)], -1)
 
 
 class FeedForward(nn.Module):

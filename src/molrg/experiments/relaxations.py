@@ -254,7 +254,7 @@ def network(
     rule over the two energies, relative error below 1e-8 for ranks up to 30 and delta above .1.
     """
     weights = np.array(priors)
-    rules = [_chi_rule(integer("rank", rank, 1), 24) for rank in ranks]
+    rules = [chi_rule(integer("rank", rank, 1), 24) for rank in ranks]
     columns = []
     for level in noise_levels(sigma)[0].tolist():
         s2, d2 = level**2, fraction("delta", delta) ** 2
@@ -412,7 +412,7 @@ def student(rank: int, delta: float, freedom: float, sigma: Levels) -> np.ndarra
     log_measure = np.log(measure) - freedom / 2 * u - (freedom / 2 - 1) * np.exp(-u)
     log_measure -= logsumexp(log_measure)
     t = np.exp(u)
-    y, density = _chi_rule(rank, 4)
+    y, density = chi_rule(rank, 4)
     values = []
     for level in noise_levels(sigma)[0].tolist():
         s2, d2 = level**2, delta**2
@@ -439,7 +439,7 @@ def student(rank: int, delta: float, freedom: float, sigma: Levels) -> np.ndarra
     return np.array(values)
 
 
-def _chi_rule(rank: int, panels: int) -> tuple[np.ndarray, np.ndarray]:
+def chi_rule(rank: int, panels: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes Y and weights of a rule for Y ~ chi^2_rank, in r = sqrt(Y)."""
     root = np.sqrt(rank)
     r, weights = _legendre(np.linspace(max(0.0, root - 8), root + 8, panels + 1))
