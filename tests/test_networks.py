@@ -1,5 +1,6 @@
 """The networks: shapes, conditioning, preconditioning, and the parametric denoiser against the exact one."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -100,6 +101,19 @@ def test_subspace_denoiser_with_the_true_bases_is_the_posterior_mean(sigma: floa
         torch.testing.assert_close(network(x, sigma), mixture.posterior_mean(x, sigma))
     for learned, basis in zip(network.orthonormal_bases(), mixture.bases, strict=True):
         torch.testing.assert_close(learned @ learned.T, basis @ basis.T)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.4, 2.0])
+def test_the_scale_with_offsets_is_the_posterior_mean_of_any_ranks_and_priors(sigma: float) -> None:
+    ranks, priors = [4, 1, 2], [0.7, 0.2, 0.1]
+    frame = torch.linalg.qr(torch.randn(9, 7, generator=generator(), dtype=torch.float64)).Q
+    mixture = MoLRG(list(frame.split(ranks, 1)), 0.2, priors)
+    x = torch.randn(20, 9, generator=generator(1), dtype=torch.float64)
+    column = torch.full((20, 1), sigma, dtype=torch.float64)
+    half_contrast = torch.log((1 + column[:, 0] ** 2) / (0.04 + column[:, 0] ** 2)) / 2
+    offsets = torch.stack([math.log(p) - d * half_contrast for p, d in zip(priors, ranks, strict=True)])
+    found = networks.subspace_scale(x @ frame, column, ranks, 0.2, offsets) @ frame.T
+    torch.testing.assert_close(found, mixture.posterior_mean(x, sigma))
 
 
 @pytest.mark.parametrize("side", [8, 28, 30])
