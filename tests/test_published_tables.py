@@ -71,6 +71,23 @@ def test_training_that_does_not_shrinks_the_rare_block(figures: dict[str, Any]) 
     assert (rare < 0.95 * frequent).all()
 
 
+def test_weights_of_low_noise_do_not(figures: dict[str, Any]) -> None:
+    ratios = figures["lengths"][:, :, 5:].mean(-1) / figures["lengths"][:, :, :5].mean(-1)
+    assert (ratios[:, NAMES.index("weight: 1/σ², near the truth")] > ratios[:, NEAR] + 0.05).all()
+
+
+def test_starts_and_the_running_mean() -> None:
+    training = experiment._Training(experiment.SETTINGS["ranks"], 2, 300, 8, 1e-2)
+    start = training.basis.detach().clone()
+    for seed, mixture in enumerate(training.mixtures):
+        off = (start[seed, NEAR] - torch.cat(mixture.bases, 1)).norm(dim=0)  # of unit columns
+        assert 0.06 < off.min() < off.max() < 0.14
+    torch.testing.assert_close(start[:, PLAIN].mT @ start[:, PLAIN], torch.eye(12).expand(2, -1, -1))
+    training.step()
+    torch.testing.assert_close(training.average, 0.1 * start + 0.9 * training.basis)
+    assert not torch.equal(start, training.basis)
+
+
 def test_errors_are_those_of_the_dense_network() -> None:
     setting = experiment.SETTINGS["orthogonal"]
     draw = lambda *shape: torch.randn(*shape, generator=generator(1), dtype=torch.float64)  # noqa: E731
