@@ -232,9 +232,9 @@ class _Run:
         self.stack = Stack([job.denoiser for job in jobs])
         self.stack.to(device)
         self.stack.template.train()
-        # Gradients of the matrices of linear layers come with the outputs running fastest in memory.
+        # Gradients of the matrices of linear layers come transposed in memory, and so are these kept.
         self.stack.parameters = {
-            name: value.mT.contiguous().mT if value.ndim == 3 else value
+            name: _transposed(_transposed(value).contiguous())
             for name, value in self.stack.parameters.items()
         }
         learns = {name for name, value in jobs[0].denoiser.named_parameters() if value.requires_grad}
@@ -252,7 +252,7 @@ class _Run:
             slice(rates.index(rate), rates.index(rate) + rates.count(rate)) for rate in self._rates
         ]
         groups = [
-            {"params": [value.detach()[part] for value in self.learned], "lr": rate[0]}
+            {"params": [_transposed(value.detach())[part] for value in self.learned], "lr": rate[0]}
             for rate, part in zip(self._rates, self._slices, strict=True)
         ]
         self.optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
@@ -278,12 +278,7 @@ class _Run:
         x, sigma, aim = self.batches.draw()
         error = (self.stack(x, sigma) - aim).square().mean(-1)
         loss = (self._weights(sigma) * error).mean(-1)
-        gradients = [
-            _laid_out_as(value, gradient)
-            for value, gradient in zip(
-                self.learned, torch.autograd.grad(loss.sum(), self.learned), strict=True
-            )
-        ]
+        gradients = [_transposed(each).contiguous() for each in torch.autograd.grad(loss.sum(), self.learned)]
         for group, (lr, schedule), part in zip(
             self.optimizer.param_groups, self._rates, self._slices, strict=True
         ):
@@ -326,12 +321,11 @@ class _Run:
             for name, value in self.stack.parameters.items():
                 value.copy_(state[f"parameters.{name}"])
                 self.average[name].copy_(state[f"average.{name}"])
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.items():
             if name.startswith("optimizer."):
                 _, i, key = name.split(".")
-                moments.setdefault(int(i), {})[key] = _laid_out_as(parameters[int(i)], tensor)
+                moments.setdefault(int(i), {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for place, generator in enumerate(self.batches.generators):
@@ -464,8 +458,6 @@ def _weighting_key(job: Job) -> Any:
     return id(job.data) if own is None else float(own)
 
 
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """A gradient or moment, in memory as its parameter: the optimizer's kernel takes that for granted."""
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter).copy_(value)
+def _transposed(value: Tensor) -> Tensor:
+    """Stacked matrices transposed, anything else as it is."""
+    return value.mT if value.ndim == 3 else value
