@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from molrg import noise, snr
+from molrg import mmse, noise, snr
 from molrg.experiments import dae_vs_diffusion as experiment
 
 SMOKE: dict[str, Any] = {
@@ -36,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_shapes(found: dict[str, Any]) -> None:
     plan = experiment.models(60, 120, 0.1, 7)
-    assert set(found) == {*plan, "optimal", "exact", "linear_error", "levels", "few", "peaks"}
+    assert set(found) == {*plan, "optimal", "exact", "levels", "few", "peaks"}
     for name in (*plan, "optimal"):
         levels = len(found["few"]) if name in ("dae_long", "dae_dropout", "dae_edm") else 14
         layers = 0 if name == "optimal" else 2
@@ -62,26 +62,9 @@ def test_the_optimal_denoiser_is_measured_as_optimal(found: dict[str, Any]) -> N
 
 def test_a_trained_network_beats_doing_nothing(found: dict[str, Any]) -> None:
     sigma = found["levels"]
-    identity = 50 * sigma**2 / (found["linear_error"] ** -1 * _wiener(sigma))
+    identity = 50 * sigma**2 / mmse.exact(3, 5, 0.2, torch.from_numpy(sigma)).numpy()
     for name in ("dae", "diffusion", "edm"):
         assert (found[name]["error"].mean(0)[5:] < identity[5:]).all(), name
-
-
-def _wiener(sigma: np.ndarray) -> np.ndarray:
-    """Error of the best linear denoiser: 15 directions of variance (1 + 2 delta^2) / 3."""
-    variance = (1 + 2 * 0.2**2) / 3
-    return 15 * variance * sigma**2 / (variance + sigma**2)
-
-
-def test_the_linear_error_is_that_of_the_best_linear_denoiser() -> None:
-    data = experiment.learned.draw(3, 5, 50, 0.2, 600, 20_000, 0)
-    mixture, (x0, _, eps) = data.mixture, data.test
-    for sigma in (0.1, 0.5, 1.5):
-        x = x0 + sigma * eps
-        fitted = x @ torch.linalg.lstsq(x, x0).solution
-        best = (mixture.posterior_mean(x, sigma) - x0).square().sum()
-        ratio = float((fitted - x0).square().sum() / best)
-        assert experiment._linear_error(data, [sigma])[0] == pytest.approx(ratio, rel=0.01)
 
 
 def test_steadiness_at_the_peak_is_exact(found: dict[str, Any]) -> None:

@@ -111,9 +111,8 @@ def run(
     `moved` (R, S): E||D(x_sigma) - x_sigma||^2 / (n sigma^2), 0 for the identity;
     `cka`, `distance` (R, L + 1, I, S): linear CKA with, and relative distance from, the same layer at the
     level of the peak, for the hidden layers and, last, the output.
-    Also `exact` {`snr`, `csnr`} (I, S) the SNR in closed form and `linear_error` (S,) the error of the best
-    linear denoiser over that of the optimal one (in expectation over test points); `levels` (S,), `few`, and
-    `peaks` (I,), the places among the levels of the largest exact SNR.
+    Also `exact` {`snr`, `csnr`} (I, S) the SNR in closed form, `levels` (S,), `few`, and `peaks` (I,), the
+    places among the levels of the largest exact CSNR.
 
     Raises ValueError for arguments outside their ranges.
     """
@@ -153,7 +152,6 @@ def run(
     found["optimal"] = _stacked([_figures([_Optimal(of)], of, grid, probe_size, peaks) for of in data])
     return found | {
         "exact": {name: np.round(value, 4) for name, value in exact.items()},
-        "linear_error": np.round(np.mean([_linear_error(of, grid) for of in data], 0), 4),
         "levels": np.round(levels.numpy(), 6),
         "few": list(FEW),
         "peaks": peaks,
@@ -247,16 +245,6 @@ def _steadiness(
             values_of = [torch.stack(values) for values in layers.values()]
             found[name].append(np.stack([measure(each, each[peak]).numpy() for each in values_of]))
     return {name: np.stack(value, 1) for name, value in found.items()} | {"moved": moved}
-
-
-def _linear_error(data: learned.Data, levels: Sequence[float]) -> list[float]:
-    """Error of the best linear denoiser over that of the optimal one, for any levels."""
-    mixture, (x0, _, eps) = data.mixture, data.test
-    filled = mixture.num_classes * mixture.ranks[0]
-    variance = data.scale**2 * mixture.dim / filled
-    best = [float((mixture.posterior_mean(x0 + s * eps, s) - x0).square().sum(1).mean()) for s in levels]
-    wiener = [filled * variance * s**2 / (variance + s**2) for s in levels]
-    return [one / other for one, other in zip(wiener, best, strict=True)]
 
 
 def _stacked(seeds: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
