@@ -98,7 +98,7 @@ def test_rows_of_the_mixture() -> None:
 @pytest.mark.parametrize("name", ["two_products", "attention", "smalldiffusion"])
 def test_other_code_computes_the_empirical_denoiser(name: str) -> None:
     if name == "smalldiffusion" and not bench_empirical.has_smalldiffusion():
-        pytest.skip("smalldiffusion is not installed")
+        pytest.skip("smalldiffusion is a peer of the benchmarks alone: `make bench` installs it")
     shape = (12, 300, 40)
     points, x = bench_empirical.training_points(shape), bench_empirical.noisy_points(shape)
     found = getattr(bench_empirical, name)(points)(x)
