@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from molrg import features
-from molrg.networks import MLP, Preconditioned, SubspaceDenoiser, unet
+from molrg.image_networks import unet
+from molrg.networks import MLP, Preconditioned, SubspaceDenoiser
 
 
 def generator(seed: int = 0) -> torch.Generator:

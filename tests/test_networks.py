@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import MoLRG, networks
+from molrg import MoLRG, image_networks, networks
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -18,7 +18,7 @@ def small(name: str) -> nn.Module:
     if name == "mlp":
         return networks.MLP(12, width=16, depth=2, generator=generator())
     if name == "unet":
-        return networks.unet(
+        return image_networks.unet(
             (3, 7, 5), width=8, multipliers=(1, 2), layers_per_block=1, generator=generator()
         )
     return networks.SubspaceDenoiser(12, 3, 2, 0.2, generator=generator())
@@ -118,7 +118,7 @@ def test_the_scale_with_offsets_is_the_posterior_mean_of_any_ranks_and_priors(si
 
 @pytest.mark.parametrize("side", [8, 28, 30])
 def test_unet_takes_any_size(side: int) -> None:
-    network = networks.unet((1, side, side), width=8, layers_per_block=1, generator=generator())
+    network = image_networks.unet((1, side, side), width=8, layers_per_block=1, generator=generator())
     x = torch.randn(2, side * side, generator=generator(1))
     assert network(x, 0.5).shape == x.shape
     modules = dict(network.named_modules())
@@ -137,9 +137,9 @@ def test_unet_takes_any_size(side: int) -> None:
         (lambda: networks.SubspaceDenoiser(4, 3, 2, 0.2), r"3 \* 2 > 4"),
         (lambda: networks.SubspaceDenoiser(12, 3, 2, 1.2), "delta must lie strictly between 0 and 1"),
         (lambda: networks.Preconditioned(nn.Identity(), 0.0), "sigma_data must be positive, got 0.0"),
-        (lambda: networks.unet((1, 8, 8), width=12), "multiple of 8, got 12"),
-        (lambda: networks.unet((8, 8)), "shape must be"),  # type: ignore[arg-type]
-        (lambda: networks.unet((1, 8, 8), multipliers=()), "multipliers must hold at least one"),
+        (lambda: image_networks.unet((1, 8, 8), width=12), "multiple of 8, got 12"),
+        (lambda: image_networks.unet((8, 8)), "shape must be"),  # type: ignore[arg-type]
+        (lambda: image_networks.unet((1, 8, 8), multipliers=()), "multipliers must hold at least one"),
         (lambda: small("unet")(torch.zeros(2, 3), 0.1), r"x must have shape \(N, 105\)"),
         (lambda: small("mlp")(torch.zeros(4, 12), torch.ones(3)), r"shape \(4,\), got \(3,\)"),
     ],

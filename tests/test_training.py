@@ -61,7 +61,7 @@ def assert_same(first: Trained, second: Trained) -> None:
 def test_training_equals_a_plain_loop(weighting: Callable[[Tensor], Tensor] | None) -> None:
     data, steps, decay = some_data(), 12, 0.8
     network = Preconditioned(MLP(6, width=16, depth=1, generator=generator(1)), 0.5)
-    trained, losses = train(
+    trained, losses, _ = train(
         network,
         data,
         [0.1, 1.0],
@@ -105,7 +105,7 @@ def test_a_trained_subspace_denoiser_comes_near_the_posterior_mean() -> None:
     mixture = MoLRG.orthogonal(2, 2, 8, 0.2, generator=generator(3))
     x0, _ = mixture.sample(2000, generator=generator(4))
     network = SubspaceDenoiser(8, 2, 2, 0.2, generator=generator(5))
-    trained, _ = train(network, x0, (0.2, 0.5), steps=400, lr=2e-2, generator=generator(6), progress=False)
+    trained, _, _ = train(network, x0, (0.2, 0.5), steps=400, lr=2e-2, generator=generator(6), progress=False)
     x = x0 + 0.5 * torch.randn(x0.shape, generator=generator(8))
     best = mixture.posterior_mean(x, 0.5)
     start = SubspaceDenoiser(8, 2, 2, 0.2, generator=generator(5))

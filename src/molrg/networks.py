@@ -1,6 +1,6 @@
-"""Networks to train as denoisers: the paper's parametric one, an MLP, a UNet, and EDM preconditioning.
+"""Networks to train as denoisers: the paper's parametric one, MLPs, and EDM preconditioning.
 
-All take x of shape (N, n), images flattened to n = C * H * W, and a noise level, a number or a tensor (N,).
+All take x of shape (N, n) and a noise level, a number or a tensor (N,).
 The layers whose activations are worth a probe are listed in `feature_layers`, by their module names.
 Networks with `takes_stacked_weights` run as M networks at once when their weights are replaced by stacked
 ones, (M, ...) each, and x is (M, N, n).
@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +50,12 @@ class SubspaceDenoiser(nn.Module):
         if num_classes * rank > integer("dim", dim, 1):
             raise ValueError(f"num_classes * rank <= dim is needed, got {num_classes} * {rank} > {dim}")
         self.delta = fraction("delta", delta)
-        with _initialised_by(generator):
+        with initialised_by(generator):
             self.basis = nn.Parameter(torch.linalg.qr(torch.randn(dim, num_classes * rank)).Q)
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return D(x, sigma), (N, n)."""
-        return subspace_denoise(self.basis, x, _column(sigma, x), self.num_classes, self.delta)
+        return subspace_denoise(self.basis, x, column(sigma, x), self.num_classes, self.delta)
 
     @torch.no_grad()
     def orthonormal_bases(self) -> tuple[Tensor, ...]:
@@ -131,7 +130,7 @@ class FeedForward(nn.Module):
             "depth", depth, 1
         )
         self.register_buffer("frequencies", _frequencies(count), persistent=False)
-        with _initialised_by(generator):
+        with initialised_by(generator):
             self.hidden = nn.ModuleList(
                 nn.Sequential(_Linear(*pair), nn.ReLU(), nn.Dropout(dropout)) for pair in pairwise(sizes)
             )
@@ -142,7 +141,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        phase = (_column(noise, x) * self.frequencies).expand(*x.shape[:-1], -1)
+        phase = (column(noise, x) * self.frequencies).expand(*x.shape[:-1], -1)
         h = torch.cat([x, phase.cos(), phase.sin()], -1)
         for layer in self.hidden:
             h = layer(h)
@@ -191,7 +190,7 @@ class MLP(nn.Module):
         integer("width", width, 1)
         integer("depth", depth, 1)
         embedding = 64
-        with _initialised_by(generator):
+        with initialised_by(generator):
             self.embed = _NoiseEmbedding(embedding)
             self.first = nn.Linear(dim, width)
             self.blocks = nn.ModuleList(_ResidualBlock(width, embedding, dropout) for _ in range(depth))
@@ -203,7 +202,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        embedded = self.embed(_column(noise, x))
+        embedded = self.embed(column(noise, x))
         h = self.first(x)
         for block in self.blocks:
             h = block(h, embedded)
@@ -240,86 +239,6 @@ class _ResidualBlock(nn.Module):
         scale, shift = self.modulation(embedded).chunk(2, 1)
         inner = self.first(self.norm(h) * (1 + scale)) + shift
         return h + self.second(self.dropout(functional.silu(inner)))
-
-
-class UNet(nn.Module):
-    """A diffusers UNet2DModel on flattened images; made by `unet`.
-
-    Images whose sides the down-sampling does not divide are padded by repeating the border, and cropped.
-    """
-
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int], divisor: int) -> None:
-        super().__init__()
-        self.model = model
-        self.shape = shape
-        self._padding = [(-side) % divisor for side in shape[1:]]
-        blocks = [
-            name
-            for name, _ in model.named_modules()
-            if name == "mid_block" or (name.count(".") == 1 and name.startswith(("down_blocks", "up_blocks")))
-        ]
-        order = ("down_blocks", "mid_block", "up_blocks")
-        self.feature_layers = tuple(
-            f"model.{name}" for name in sorted(blocks, key=lambda name: order.index(name.split(".")[0]))
-        )
-
-    def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
-        """Return the network's output, (N, C * H * W)."""
-        if x.ndim != 2 or x.shape[1] != math.prod(self.shape):
-            raise ValueError(
-                f"x must have shape (N, {math.prod(self.shape)}) for images of shape {self.shape}, "
-                f"got {tuple(x.shape)}"
-            )
-        _, height, width = self.shape
-        images = x.unflatten(1, self.shape)
-        below, right = self._padding
-        if below or right:
-            images = functional.pad(images, (0, right, 0, below), mode="replicate")
-        # The model's sinusoids are made for time steps of this size, not for log(sigma)/4.
-        steps = (100 * _column(noise, x)).flatten().expand(len(x))
-        output: Any = self.model(images, steps, return_dict=False)[0]
-        return output[:, :, :height, :width].flatten(1)
-
-
-def unet(
-    shape: tuple[int, int, int],
-    width: int = 64,
-    multipliers: Sequence[int] = (1, 2, 2),
-    layers_per_block: int = 2,
-    dropout: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> UNet:
-    """Return a UNet of diffusers for images of `shape` (C, H, W), any H and W.
-
-    Level i has width * multipliers[i] channels at 1/2^i of the resolution; the lowest level and the middle
-    have attention. Its feature layers are `model.down_blocks.<i>`, `model.mid_block`, `model.up_blocks.<i>`.
-    Wrap it in `Preconditioned`.
-
-    Raises ValueError for a shape or sizes below 1, or a width that is not a multiple of 8 (norm groups).
-    """
-    if len(shape) != 3:
-        raise ValueError(f"shape must be (channels, height, width), got {tuple(shape)}")
-    for name, size in zip(("channels", "height", "width of the image"), shape, strict=True):
-        integer(name, size, 1)
-    if integer("width", width, 8) % 8:
-        raise ValueError(f"width must be a multiple of 8, got {width}")
-    if not multipliers:
-        raise ValueError("multipliers must hold at least one number, for example (1, 2, 2)")
-    from diffusers import UNet2DModel
-
-    levels = len(multipliers)
-    with _initialised_by(generator):
-        model: Any = UNet2DModel(
-            in_channels=shape[0],
-            out_channels=shape[0],
-            block_out_channels=tuple(width * integer("multipliers", m, 1) for m in multipliers),
-            layers_per_block=integer("layers_per_block", layers_per_block, 1),
-            down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
-            norm_num_groups=8,
-            dropout=dropout,
-        )
-    return UNet(model, shape, 2 ** (levels - 1))
 
 
 PREDICTIONS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
@@ -365,7 +284,7 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return the denoised x, (N, n)."""
-        sigma = _column(sigma, x)
+        sigma = column(sigma, x)
         skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
         root = (sigma**2 + self.sigma_data**2).sqrt()
         return torch.addcmul(skip * x, out, self.network(x / root, sigma.log().squeeze(-1) / 4))
@@ -376,7 +295,7 @@ def _frequencies(count: int) -> Tensor:
     return torch.linspace(math.log(0.5), math.log(16.0), count).exp()
 
 
-def _column(level: float | Tensor, x: Tensor) -> Tensor:
+def column(level: float | Tensor, x: Tensor) -> Tensor:
     """A noise level, a number or (..., N), as a column (1, 1) or (..., N, 1) of the dtype and device of x."""
     if not isinstance(level, Tensor):
         return torch.full((1, 1), level, dtype=x.dtype, device=x.device)
@@ -387,7 +306,7 @@ def _column(level: float | Tensor, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _initialised_by(generator: torch.Generator | None) -> Iterator[None]:
+def initialised_by(generator: torch.Generator | None) -> Iterator[None]:
     """Draw starting weights from `generator`; without one, from PyTorch's own, as PyTorch's modules do."""
     if generator is None:
         yield

@@ -1,5 +1,6 @@
 """Where the compendium lives: found from the package, never from the working directory."""
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -9,3 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def page_text(page_id: str) -> Path:
     """The text of a page, for example `book/theory/snr.md` for `theory/snr`."""
     return ROOT / "book" / f"{page_id}.md"
+
+
+def networks_folder() -> Path:
+    """Where trained networks are kept: `MOLRG_NETWORKS`, or `.work/networks` in the repository."""
+    return Path(os.environ.get("MOLRG_NETWORKS") or ROOT / ".work" / "networks").resolve()

@@ -32,10 +32,14 @@ _LOOK_EVERY_SECONDS = 0.5
 
 
 class Trained(NamedTuple):
-    """The denoiser with averaged weights, in evaluation mode, and the loss of every step, (steps,)."""
+    """The denoiser with averaged weights, in evaluation mode, and the loss of every step, (steps,).
+
+    `seconds` is the time that the steps took, those before a stop included; nan where it was not taken.
+    """
 
     denoiser: nn.Module
     losses: Tensor
+    seconds: float = math.nan
 
 
 def edm_weighting(sigma_data: float) -> Weighting:
@@ -235,7 +239,8 @@ def train(
             file.resume(steps)
         _loop(run, steps, file, progress)
     run.network.zero_grad(set_to_none=True)
-    return Trained(run.averaged_denoiser(), torch.tensor(run.losses[:steps], dtype=torch.float64))
+    losses = torch.tensor(run.losses[:steps], dtype=torch.float64)
+    return Trained(run.averaged_denoiser(), losses, run.seconds)
 
 
 def average_decay(ema: float, step: int) -> float:
@@ -281,6 +286,7 @@ class _Run:
         self.optimizer = torch.optim.Adam(self.parameters, lr=job.lr, fused=fused)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
         self.losses: list[float] = []
+        self.seconds = 0.0
 
     def seed_dropout(self) -> None:
         """Seed PyTorch's own generators, from which dropout draws, from ours."""
@@ -333,6 +339,7 @@ class _Run:
         for i, stream in enumerate(streams(self.device)):
             state[f"stream.{i}"] = stream.get_state()
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        state["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -354,6 +361,7 @@ class _Run:
         for place, stream in enumerate(streams(self.device)):
             stream.set_state(state[f"stream.{place}"])
         self.losses = state["losses"].tolist()
+        self.seconds = state["seconds"].item()
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal for a checkpoint to belong to this run."""
@@ -383,6 +391,7 @@ def _loop(run: _Run, steps: int, file: RunFile | None, progress: bool) -> None:
             if not (due or late or len(pending) >= _LOOK_EVERY_STEPS):
                 continue
             mean = _look(run, pending, steps, file)
+            run.seconds += time.monotonic() - looked
             bar.update(len(pending))
             bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
             pending.clear()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrg import features, images, networks, noise, probes, training
+from molrg import features, image_networks, images, networks, noise, probes, training
 from molrg.arguments import choice, integer
 from molrg.files import write_atomically
 
@@ -177,7 +177,7 @@ def _trained(
     if network == "mlp":
         inner = networks.MLP(data.dim, width=width, depth=depth, generator=generator)
     else:
-        inner = networks.unet(data.shape, width=width, layers_per_block=depth, generator=generator)
+        inner = image_networks.unet(data.shape, width=width, layers_per_block=depth, generator=generator)
     denoiser = networks.Preconditioned(inner, float(data.train_images.std()))
     trained = training.train(
         denoiser,

@@ -1,0 +1,82 @@
+"""The denoisers of the image pages: each is trained once, and every page that asks for it gets the same.
+
+A trained network is kept in `paths.networks_folder()` under a digest of its data, its settings and the code
+that trains it, so that it is taken up only where training would give the same again.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from molrg import digest, image_networks, networks, noise, training
+from molrg.arguments import choice, integer
+from molrg.images import Images
+from molrg.paths import networks_folder
+
+MODELS = ("mlp", "unet", "dit")
+
+SETTINGS: dict[str, dict[str, int]] = {
+    "mlp": {"width": 512, "depth": 4, "steps": 4000, "batch_size": 256},
+    "unet": {"width": 16, "depth": 1, "steps": 1500, "batch_size": 64},
+    "dit": {"width": 128, "depth": 6, "steps": 1500, "batch_size": 64},
+}
+"""What two processor cores train in the time of a coffee break; see `trained`."""
+
+SMOKE: dict[str, dict[str, int]] = {
+    "mlp": {"width": 32, "depth": 2, "steps": 50, "batch_size": 64},
+    "unet": {"width": 8, "depth": 1, "steps": 5, "batch_size": 16},
+    "dit": {"width": 32, "depth": 2, "steps": 5, "batch_size": 16},
+}
+"""Sizes that train in a second, for tests."""
+
+
+def build(data: Images, model: str, width: int, depth: int, seed: int) -> networks.Preconditioned:
+    """Return an untrained denoiser of `data`.
+
+    model is `mlp` (`depth` residual blocks of `width`), `unet` (`width` channels at the top of three levels
+    of 1, 2 and 4 times as many, `depth` layers in each block) or `dit` (`depth` blocks of `width` channels on
+    patches of 4 x 4 pixels, 2 x 2 for sides below 16).
+    """
+    generator = torch.Generator().manual_seed(integer("seed", seed, 0))
+    inner: nn.Module
+    if choice("model", model, MODELS) == "mlp":
+        inner = networks.MLP(data.dim, width, depth, generator=generator)
+    elif model == "unet":
+        inner = image_networks.unet(data.shape, width, (1, 2, 4), depth, generator=generator)
+    else:
+        patch = 4 if min(data.shape[1:]) >= 16 else 2
+        inner = image_networks.dit(data.shape, width, depth, patch, generator=generator)
+    return networks.Preconditioned(inner, float(data.train_images.std()))
+
+
+def trained(
+    data: Images, model: str, width: int, depth: int, steps: int, batch_size: int, seed: int
+) -> training.Trained:
+    """Return the denoiser that `build` makes, after `steps` batches of `batch_size` training images.
+
+    Noise levels are spread a little wider and higher than EDM's; the step size, 1e-3 at most, falls along a
+    cosine. A run that was stopped goes on.
+
+    Raises ValueError for arguments outside their ranges.
+    """
+    return training.train(
+        build(data, model, width, depth, seed),
+        data.train_images,
+        noise.LogNormal(-0.8, 1.4),
+        steps=steps,
+        batch_size=batch_size,
+        schedule=training.cosine,
+        ema=0.995,
+        generator=torch.Generator().manual_seed(seed),
+        checkpoint=place(data, model, width, depth, steps, batch_size, seed),
+        checkpoint_every=100,
+    )
+
+
+def place(data: Images, model: str, width: int, depth: int, steps: int, batch_size: int, seed: int) -> Path:
+    """Return the file in which `trained` keeps its network."""
+    made_of = (data.digest, model, width, depth, steps, batch_size, seed, digest.of_loaded(trained))
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+    return networks_folder() / f"{data.name}-{model}-{seed}-{key}.safetensors"
