@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from molrg import features
-from molrg.image_networks import unet
+from molrg.image_networks import dit, unet
 from molrg.networks import MLP, Preconditioned, SubspaceDenoiser
 
 
@@ -77,6 +77,53 @@ def test_maps_and_tokens_are_averaged_over_positions() -> None:
     torch.testing.assert_close(
         features.spatial_mean(torch.arange(6.0).reshape(1, 3, 2)), torch.tensor([[2.0, 3.0]])
     )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(28, 28, 4), (7, 5, 4), (3, 2, 4), (8, 8, 1), (14, 9, 6)]
+)
+def test_grid_mean_is_adaptive_pooling(height: int, width: int, size: int) -> None:
+    maps = torch.randn(3, 5, height, width, generator=generator())
+    grid = min(size, height), min(size, width)
+    expected = nn.functional.adaptive_avg_pool2d(maps, grid).flatten(1)
+    torch.testing.assert_close(features.grid_mean(size)(maps), expected)
+
+
+def test_grid_mean_of_tokens_and_vectors() -> None:
+    maps = torch.randn(3, 5, 8, 8, generator=generator())
+    tokens = maps.flatten(2).mT
+    torch.testing.assert_close(features.grid_mean()(tokens), features.grid_mean()(maps))
+    torch.testing.assert_close(features.grid_mean(1)(tokens), features.spatial_mean(tokens))
+    assert torch.equal(features.grid_mean()(maps[:, :, 0, 0]), maps[:, :, 0, 0])
+    with pytest.raises(ValueError, match="square number of tokens, got 63; use spatial_mean"):
+        features.grid_mean()(tokens[:, 1:])
+    with pytest.raises(ValueError, match="size must be an integer >= 1, got 0"):
+        features.grid_mean(0)
+
+
+def test_grid_mean_of_networks() -> None:
+    """On a UNet and a DiT of the same image, in one pass, whatever their resolutions."""
+    x = points(3, 128)
+    for denoiser in (
+        unet((2, 8, 8), width=8, multipliers=(1, 2), layers_per_block=1, generator=generator()),
+        dit((2, 8, 8), width=32, depth=2, patch=2, generator=generator()),
+    ):
+        whole = features.extract(denoiser, x, 0.3)
+        for name, values in features.extract(denoiser, x, 0.3, reduce=features.grid_mean()).items():
+            torch.testing.assert_close(values.unflatten(1, (-1, 16)).mean(2), whole[name])
+
+
+def test_the_first_entry_of_a_tuple_is_kept() -> None:
+    """The down blocks of diffusers return their output and the skips, of which the output is the last."""
+    denoiser = unet((2, 8, 8), width=8, multipliers=(1, 2), layers_per_block=1, generator=generator())
+    seen: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+    block = denoiser.get_submodule("model.down_blocks.0")
+    handle = block.register_forward_hook(lambda _module, _inputs, output: seen.update(out=output))
+    found = features.extract(denoiser, points(5, 128), 0.3, ["model.down_blocks.0"])
+    handle.remove()
+    assert isinstance(seen["out"], tuple)
+    torch.testing.assert_close(found["model.down_blocks.0"], seen["out"][0].mean((2, 3)))
+    assert seen["out"][0] is seen["out"][1][-1]
 
 
 def test_kept_activations_are_safe_from_work_in_place() -> None:

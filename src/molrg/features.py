@@ -1,5 +1,6 @@
 """Features: the activations of all named layers of a denoiser from one forward pass."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,37 @@ def spatial_mean(activations: Tensor) -> Tensor:
     if activations.ndim == 3:
         return activations.mean(1)
     return activations
+
+
+def grid_mean(size: int = 4) -> Reduce:
+    """Return a `reduce` that averages over each patch of a size x size grid, and flattens: (B, C size^2).
+
+    It tells where in the image, roughly. Maps (B, C, H, W) are cut into patches of as equal sides as
+    `adaptive_avg_pool2d` makes them, at most one per position; tokens (B, T, C), T a square, as the map of
+    sqrt(T) x sqrt(T) that they are; (B, C) is kept as it is.
+
+    Raises ValueError unless size >= 1, and for tokens that fill no square.
+    """
+    return partial(_grid_mean, integer("size", size, 1))
+
+
+def _grid_mean(size: int, activations: Tensor) -> Tensor:
+    if activations.ndim == 3:
+        tokens = activations.shape[1]
+        side = math.isqrt(tokens)
+        if side**2 != tokens:
+            raise ValueError(f"grid_mean needs a square number of tokens, got {tokens}; use spatial_mean")
+        activations = activations.mT.unflatten(2, (side, side))
+    if activations.ndim != 4:
+        return activations
+    # The slices run on every device; MPS has adaptive_avg_pool2d for divisible sides alone.
+    for axis in (2, 3):
+        side = activations.shape[axis]
+        count = min(size, side)
+        bounds = [(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
+        means = [activations.narrow(axis, low, high - low).mean(axis) for low, high in bounds]
+        activations = torch.stack(means, axis)
+    return activations.flatten(1)
 
 
 def extract(
