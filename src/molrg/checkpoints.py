@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 _BLANK = b"0" * 64
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
@@ -98,6 +99,26 @@ def _remove_abandoned(path: Path) -> None:
                 leftover.unlink()
         except FileNotFoundError:
             pass  # another run removed it
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the state of `optimizer` as tensors named `optimizer.<parameter>.<key>`."""
+    return {
+        f"optimizer.{i}.{key}": tensor
+        for i, values in optimizer.state_dict()["state"].items()
+        for key, tensor in values.items()
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Tensor]) -> None:
+    """Take up what `optimizer_state` returned; other tensors in `state` are passed over."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            moments.setdefault(int(i), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 class Run(Protocol):

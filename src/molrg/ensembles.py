@@ -22,7 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from molrg import features
 from molrg.arguments import integer
-from molrg.checkpoints import RunFile
+from molrg.checkpoints import RunFile, optimizer_state, restore_optimizer
 from molrg.noise import Levels, as_distribution
 from molrg.training import Job, Trained, average_decay, own_randomness, streams, structure
 
@@ -307,8 +307,7 @@ class _Run:
         """Everything a later run needs to go on, as named tensors."""
         state = {f"parameters.{name}": value for name, value in self.stack.parameters.items()}
         state |= {f"average.{name}": value for name, value in self.average.items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+        state |= optimizer_state(self.optimizer)
         for place, generator in enumerate(self.batches.generators):
             state[f"generator.{place}"] = generator.get_state()
         state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams(self.device))}
@@ -321,13 +320,7 @@ class _Run:
             for name, value in self.stack.parameters.items():
                 value.copy_(state[f"parameters.{name}"])
                 self.average[name].copy_(state[f"average.{name}"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            if name.startswith("optimizer."):
-                _, i, key = name.split(".")
-                moments.setdefault(int(i), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_optimizer(self.optimizer, state)
         for place, generator in enumerate(self.batches.generators):
             generator.set_state(state[f"generator.{place}"])
         for place, stream in enumerate(streams(self.device)):

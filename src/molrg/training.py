@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from molrg.arguments import integer
-from molrg.checkpoints import RunFile
+from molrg.checkpoints import RunFile, optimizer_state, restore_optimizer
 from molrg.noise import Distribution, as_distribution
 
 Weighting = Callable[[Tensor], Tensor]
@@ -333,8 +333,7 @@ class _Run:
         state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for i, mean in enumerate(self.average):
             state[f"average.{i}"] = mean
-        for i, values in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+        state |= optimizer_state(self.optimizer)
         state["generator"] = self.generator.get_state()
         for i, stream in enumerate(streams(self.device)):
             state[f"stream.{i}"] = stream.get_state()
@@ -348,13 +347,7 @@ class _Run:
         self.network.load_state_dict(
             {k.removeprefix(head): v for k, v in state.items() if k.startswith(head)}
         )
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            if name.startswith("optimizer."):
-                _, i, key = name.split(".")
-                moments.setdefault(int(i), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_optimizer(self.optimizer, state)
         for place, mean in enumerate(self.average):
             mean.copy_(state[f"average.{place}"])
         self.generator.set_state(state["generator"])
