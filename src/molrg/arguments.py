@@ -1,5 +1,6 @@
 """What the public functions accept: one clear error per wrong argument, raised before any work."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,16 +33,16 @@ def noise_levels(sigma: Levels) -> tuple[Tensor, bool]:
         )
     scalar = levels.ndim == 0
     levels = levels.reshape(-1)
-    wrong = ~(torch.isfinite(levels) & (levels > 0))
-    if wrong.any():
+    inside = (levels >= LOWEST) & (levels <= HIGHEST)
+    if not inside.all():
+        level = levels[~inside][0].item()
+        if not 0 < level < math.inf:
+            raise ValueError(
+                f"sigma must be finite and positive, got {level:g}; "
+                "for the noise-free limit pass a small level such as 1e-3"
+            )
         raise ValueError(
-            f"sigma must be finite and positive, got {levels[wrong][0].item():g}; "
-            "for the noise-free limit pass a small level such as 1e-3"
-        )
-    wrong = (levels < LOWEST) | (levels > HIGHEST)
-    if wrong.any():
-        raise ValueError(
-            f"sigma must lie from {LOWEST:g} to {HIGHEST:g}, got {levels[wrong][0].item():g}; "
+            f"sigma must lie from {LOWEST:g} to {HIGHEST:g}, got {level:g}; "
             "the data have unit scale, so that levels from 1e-3 to 1e3 show both limits"
         )
     return levels, scalar

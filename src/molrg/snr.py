@@ -25,6 +25,7 @@ from molrg.mixture import (
     LowRankMixture,
     MoLRG,
     class_priors,
+    class_weights,
     energies,
     gaussian,
     row_chunks,
@@ -574,7 +575,7 @@ def _optimal_energies(
     xi, gap = (c[:, None] for c in _shares(mixture, levels, x0))
     z = (points @ frame.blocks).unflatten(-1, (frame.num_classes, -1))
     energy = torch.tensordot(powers, _products(z, z), 1)
-    weights = torch.softmax(mixture.class_logits(energy, levels), -1)
+    weights = class_weights(mixture.class_logits(energy, levels))
     denoised = (xi[..., None] + gap[..., None] * weights).square() * energy
     rest = _others(denoised, k)
     if denominator == "residual" and frame.basis is None:
@@ -630,7 +631,7 @@ def _mixture_energies(
     s = frame.coordinates(points)
     z = frame.project(s)
     energy = torch.tensordot(powers, _products(z, z), 1)
-    weights = torch.softmax(denoiser.class_logits(energy, levels), -1)
+    weights = class_weights(denoiser.class_logits(energy, levels))
     xi, gap = _shares(denoiser, levels, x0)
     c = gap[:, None] * weights.transpose(0, 1)  # (N, S, K)
 
