@@ -1,6 +1,7 @@
 """Sampling: from noise to data with a denoiser, along the deterministic path of a diffusion model."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def sample(
 
 def _follow(denoiser: Denoiser, x: Tensor, sigmas: list[float]) -> Tensor:
     """Take x from the first of the falling `sigmas` to 0."""
-    for sigma, below in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, below in pairwise(sigmas):
         slope = (x - denoiser(x, sigma)) / sigma
         ahead = x + (below - sigma) * slope
         slope_ahead = (ahead - denoiser(ahead, below)) / below
