@@ -1,16 +1,20 @@
 """The denoisers of the image pages: each is trained once, and every page that asks for it gets the same.
 
+    data, denoiser, losses = denoisers.get(images.load("digits"), "unet", seed=0, smoke=True)
+
 A trained network is kept in `paths.networks_folder()` under a digest of its data, its settings and the code
 that trains it, so that it is taken up only where training would give the same again.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from molrg import digest, image_networks, networks, noise, training
+from molrg import digest, image_networks, networks, noise, published, training
 from molrg.arguments import choice, integer
 from molrg.images import Images
 from molrg.paths import networks_folder
@@ -30,6 +34,56 @@ SMOKE: dict[str, dict[str, int]] = {
     "dit": {"width": 32, "depth": 2, "steps": 5, "batch_size": 16},
 }
 """Sizes that train in a second, for tests."""
+
+
+class Ready(NamedTuple):
+    """A denoiser and the data that it is one of."""
+
+    data: Images
+    """What was asked for, or its latents where the model works on latents."""
+    denoiser: nn.Module
+    losses: Tensor | None
+    """The training loss of every step; None of a published model."""
+
+
+def get(data: Images, model: str, seed: int, smoke: bool) -> Ready:
+    """Return the denoiser `model` of `data`, with the data in the form that it takes.
+
+    model is one of MODELS, trained with SETTINGS, or with SMOKE if `smoke`; or the folder or the name
+    `owner/name` of a published checkpoint (see `published`), for which `seed` and `smoke` change nothing.
+    Latents are kept beside the trained networks. A published denoiser has a `sigma_range`: see
+    `usable_levels`.
+
+    Raises ValueError for an unknown model and for data of another shape, FileNotFoundError for a checkpoint
+    that is not there.
+    """
+    if model in MODELS:
+        result = trained(data, model, **(SMOKE if smoke else SETTINGS)[model], seed=seed)
+        return Ready(data, result.denoiser, result.losses)
+    if not Path(model).expanduser().exists() and "/" not in model:
+        raise ValueError(
+            f"model must be {', '.join(MODELS)}, or the folder or the name (owner/name) of a published "
+            f"checkpoint, got {model!r}"
+        )
+    denoiser = published.load(model)
+    if denoiser.vae is not None:
+        data = published.latents(denoiser.vae, data, networks_folder() / "latents", denoiser.image_side)
+    denoiser.check(data.shape)
+    return Ready(data, denoiser, None)
+
+
+def usable_levels(denoiser: nn.Module, levels: Sequence[float]) -> tuple[float, ...]:
+    """Return those of `levels` that the denoiser takes: all, or those in its `sigma_range` if it has one.
+
+    The lowest level of a DDPM is 0.01, for example. Raises ValueError where none is left.
+    """
+    low, high = getattr(denoiser, "sigma_range", (0.0, float("inf")))
+    usable = tuple(level for level in levels if low <= level <= high)
+    if not usable:
+        raise ValueError(
+            f"none of the levels {tuple(levels)} lies in the denoiser's range, {low:.4g} to {high:.4g}"
+        )
+    return usable
 
 
 def build(data: Images, model: str, width: int, depth: int, seed: int) -> networks.Preconditioned:
