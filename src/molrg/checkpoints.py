@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -119,6 +120,10 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Tensor]) -> None:
             moments.setdefault(int(i), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    for parameter, values in optimizer.state.items():  # files know no memory layout; fused kernels want one
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 class Run(Protocol):
@@ -141,10 +146,13 @@ class Run(Protocol):
 
 
 class RunFile:
-    """A run's checkpoint: where, how often, and up to which step it is good."""
+    """A run's checkpoint: where, how often, and up to which step it is good.
 
-    def __init__(self, path: Path, run: Run, every: int) -> None:
-        self.path, self.run, self.every = path, run, every
+    Of several processes that share a run, all read it and the one with `writes` writes it.
+    """
+
+    def __init__(self, path: Path, run: Run, every: int, writes: bool = True) -> None:
+        self.path, self.run, self.every, self.writes = path, run, every, writes
         self.good_step = 0
         self._fingerprint = run.fingerprint()
 
@@ -160,9 +168,9 @@ class RunFile:
             return
         theirs = json.loads(metadata["run"])
         differences = [
-            f"{name} ({theirs.get(name)} there, {value} here)"
-            for name, value in self._fingerprint.items()
-            if theirs.get(name) != value
+            f"{name} ({theirs.get(name)} there, {self._fingerprint.get(name)} here)"
+            for name in self._fingerprint | theirs
+            if theirs.get(name) != self._fingerprint.get(name)
         ]
         if differences:
             raise ValueError(
@@ -180,7 +188,8 @@ class RunFile:
         self.good_step = done
 
     def save(self) -> None:
-        save(self.path, self.run.state(), {"run": json.dumps(self._fingerprint)})
+        if self.writes:
+            save(self.path, self.run.state(), {"run": json.dumps(self._fingerprint)})
         self.good_step = self.run.steps_done
 
     def __str__(self) -> str:
