@@ -28,7 +28,9 @@ from molrg.mixture import LowRankMixture
 INPUTS = ("clean", "noisy")
 BASELINES = ("gaussian", "mixture")
 
-LEVELS = tuple(round(float(level), 3) for level in noise.edm_levels(18, 0.002, 80.0)[:12])
+LEVELS = noise.IMAGE_LEVELS + tuple(
+    round(float(level), 3) for level in noise.edm_levels(18, 0.002, 80.0)[9:12]
+)
 """The published noise levels, `noise.IMAGE_LEVELS`, and the next three of their schedule, up to 8.4."""
 
 BANDS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
@@ -82,11 +84,10 @@ def run(
     integer("seeds", seeds, 1)
     integer("test_samples", test_samples, BLOCKS)
     noise_levels(list(levels))
-    data = images.load(dataset)
+    ready = [denoisers.get(images.load(dataset), model, seed, smoke) for seed in range(seeds)]
+    data, networks = ready[0].data, [each.denoiser for each in ready]
     folder = Path(workdir) / data.digest[:16]
-    networks = [denoisers.get(data, model, seed, smoke) for seed in range(seeds)]
-    low, high = getattr(networks[0], "sigma_range", (0.0, math.inf))
-    kept = [float(level) for level in levels if low <= level <= high]
+    kept = [float(level) for level in denoisers.usable_levels(networks[0], levels)]
     gaussian = Gaussian(data.train_images)
     rank = min(MIXTURE_RANK, data.dim // 2)
     mixture = fit_mixture(data.train_images, data.train_labels, data.num_classes, rank)
@@ -124,7 +125,7 @@ def run(
         "strip": _strip(networks[0], gaussian, data, shown),
         "strip_levels": shown,
         "levels": kept,
-        "left_out": [float(level) for level in levels if not low <= level <= high],
+        "left_out": [float(level) for level in levels if level not in kept],
         "spectrum": _rounded(gaussian.variances.sqrt()[:: max(1, data.dim // 100)].numpy()),
         "test_images": size * BLOCKS,
         "train_images": len(data.train_images),
@@ -266,15 +267,16 @@ def half_level(kept: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     Between two levels the share is taken to be linear in log sigma. Infinite where it stays above, 0 where
     it is below from the first level on.
     """
-    below = kept <= 0.5
-    first = below.argmax(-1)
-    after = np.take_along_axis(kept, first[..., None], -1)[..., 0]
-    before = np.take_along_axis(kept, np.maximum(first - 1, 0)[..., None], -1)[..., 0]
-    logs = np.log(np.asarray(levels))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        part = (before - 0.5) / (before - after)
-    found = np.exp(logs[np.maximum(first - 1, 0)] + part * (logs[first] - logs[np.maximum(first - 1, 0)]))
-    return np.where(~below.any(-1), np.inf, np.where(first == 0, 0.0, found))
+    logs, found = np.log(np.asarray(levels)), []
+    for row in kept.reshape(-1, kept.shape[-1]):
+        below = np.flatnonzero(row <= 0.5)
+        if not len(below) or below[0] == 0:
+            found.append(0.0 if len(below) else np.inf)
+            continue
+        last, first = below[0] - 1, below[0]
+        part = (row[last] - 0.5) / (row[last] - row[first])
+        found.append(np.exp(logs[last] + part * (logs[first] - logs[last])))
+    return np.reshape(found, kept.shape[:-1])
 
 
 def fine_first(halves: np.ndarray) -> np.ndarray:

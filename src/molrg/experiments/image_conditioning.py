@@ -5,7 +5,6 @@ s = sigma (matched), features are often read with s = 0 (clean). Linear probes r
 pair. Probes are fitted afresh for each pair, to images with the same s and sigma as those they are tested on.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,13 +59,13 @@ def run(
     noise_levels(list(levels))
     for value in inputs:
         nonnegative("inputs", value)
-    data = images.load(dataset)
-    train_size = min(integer("train_samples", train_samples, 2 * draws), len(data.train_images)) // draws
-    test_size = min(integer("test_samples", test_samples, draws * BLOCKS), len(data.test_images))
-    test_size = test_size // (draws * BLOCKS) * BLOCKS
-    networks = [denoisers.get(data, model, seed, smoke) for seed in range(seeds)]
-    low, high = getattr(networks[0], "sigma_range", (0.0, math.inf))
-    kept = [float(level) for level in levels if low <= level <= high]
+    integer("train_samples", train_samples, 2 * draws)
+    integer("test_samples", test_samples, draws * BLOCKS)
+    ready = [denoisers.get(images.load(dataset), model, seed, smoke) for seed in range(seeds)]
+    data, networks = ready[0].data, [each.denoiser for each in ready]
+    kept = [float(level) for level in denoisers.usable_levels(networks[0], levels)]
+    train_size = min(train_samples, len(data.train_images)) // draws
+    test_size = min(test_samples, len(data.test_images)) // (draws * BLOCKS) * BLOCKS
     layers = features.default_layers(networks[0])
     layers = layers[len(layers) // 2 :]
     parts = _Parts(data, draws, train_size, test_size)
@@ -90,7 +89,7 @@ def run(
         "layers": list(layers),
         "inputs": [float(value) for value in inputs],
         "levels": kept,
-        "left_out": [float(level) for level in levels if not low <= level <= high],
+        "left_out": [float(level) for level in levels if level not in kept],
         "fitted_images": (draws - 1) * train_size,
         "test_images": draws * test_size,
         "train_images": len(data.train_images),
