@@ -5,7 +5,7 @@ the mean image, are cut into orthogonal pieces, and of each piece a we take the 
 
     clean = E||a x_0||^2,    power = E||a f||^2,    cross = E<a x_0, a f>.
 
-Beside the networks stand two denoisers of the same training images in closed form: that of a Gaussian with
+Beside the network stand two denoisers of the same training images in closed form: that of a Gaussian with
 their mean and covariance (Wiener's filter), and that of a mixture of low-rank Gaussians, one for each class.
 """
 
@@ -47,7 +47,7 @@ BLOCKS = 5
 RANK = 5  # of the class bases, as published for features
 MIXTURE_RANK = 30  # of the classes of the mixture
 _FITTED = 5000  # images for the fixed classifier
-_SHOWN, _SHOWN_LEVELS = 3, 6  # images and noise levels in the strip
+_SHOWN = 3  # images in the strip
 
 Denoiser = Callable[[Tensor, float], Tensor]
 
@@ -55,47 +55,42 @@ Denoiser = Callable[[Tensor, float], Tensor]
 def run(
     dataset: str,
     model: str,
-    seeds: int,
+    seed: int,
     levels: Sequence[float],
     test_samples: int,
     smoke: bool,
     workdir: Path,
 ) -> dict[str, Any]:
-    """Denoise test images with `seeds` networks and both baselines; return what is kept of each piece.
+    """Denoise test images with a network and both baselines; return what is kept of each piece.
 
-    dataset is a name or path for `images.load`; model one of `denoisers.MODELS`, of which each seed trains
-    one (in tiny sizes where `smoke`), or a published checkpoint for `denoisers.get`. `test_samples` test
-    images, or as many as there are, are cut into BLOCKS sets of equal size. Noise levels that a checkpoint
-    was not made for are left out.
+    dataset is a name or path for `images.load`; model one of `denoisers.MODELS`, trained from `seed` (in a
+    tiny size where `smoke`), or a published checkpoint for `denoisers.get`. `test_samples` test images, or
+    as many as there are, are cut into BLOCKS sets of equal size. Noise levels that a checkpoint was not made
+    for are left out.
 
-    Returns, with axes D = denoisers (`names`: the networks, then BASELINES), B = blocks, I = inputs (INPUTS),
+    Returns, with axes D = denoisers (the network, then BASELINES), B = blocks, I = inputs (INPUTS),
     S = levels, G = pieces: `power`, `cross` (D, B, I, S, G) and `clean` (B, G); `fixed` (D, B, I, S), the
     accuracy on denoised images of a linear classifier of clean ones, `fixed_clean` (B,) that on clean ones;
     `distance` (D, 2, B, I, S), E||f - g||^2 / E||x_0 - mean||^2 to each baseline g. The pieces are the bands
     of frequency, PARTS and the groups of class directions, whose numbers are `num_bands`, 3 and
     `num_directions`; `band_edges` and `direction_edges` bound them (the last band ends nowhere);
-    `band_sizes` counts the coefficients in a band. `strip` (4, s, n, H, W, C) uint8: the noisy image, what
-    the first network makes of it, what it makes of the clean image, and what `gaussian` makes of that, at
-    `strip_levels`. Besides `levels`, `left_out` (levels), `spectrum`: the standard deviations of the
-    training images' principal components, and `test_images`, `train_images`, `class_names`.
+    `band_sizes` counts the coefficients in a band. Besides `levels`, `left_out` (levels), `test_images`,
+    `train_images`, `num_classes`.
 
     Raises ValueError for arguments outside their ranges, FileNotFoundError for missing data.
     """
-    integer("seeds", seeds, 1)
+    integer("seed", seed, 0)
     integer("test_samples", test_samples, BLOCKS)
     noise_levels(list(levels))
-    ready = [denoisers.get(images.load(dataset), model, seed, smoke) for seed in range(seeds)]
-    data, networks = ready[0].data, [each.denoiser for each in ready]
+    data, network, _ = denoisers.get(images.load(dataset), model, seed, smoke)
     folder = Path(workdir) / data.digest[:16]
-    kept = [float(level) for level in denoisers.usable_levels(networks[0], levels)]
+    kept = [float(level) for level in denoisers.usable_levels(network, levels)]
     gaussian = Gaussian(data.train_images)
     rank = min(MIXTURE_RANK, data.dim // 2)
     mixture = fit_mixture(data.train_images, data.train_labels, data.num_classes, rank)
     pieces = Pieces(data, gaussian.mean)
-    named: dict[str, nn.Module | Denoiser] = {f"{model} {seed}": each for seed, each in enumerate(networks)}
-    named |= {"gaussian": gaussian, "mixture": mixture.posterior_mean}
     classifier = _classifier(data)
-    # Balanced over classes that lie in a row in the file.
+    # Drawn, since a file may have its classes one after the other.
     order = torch.randperm(len(data.test_images), generator=torch.Generator().manual_seed(0))
     size = min(test_samples, len(order)) // BLOCKS
     blocks = []
@@ -103,34 +98,52 @@ def run(
         file = folder / f"block-{block}.npz"
         if not file.exists():
             rows = order[block * size : (block + 1) * size]
-            save(file, _block(named, pieces, classifier, data, rows, kept, block))
+            compared: list[nn.Module | Denoiser] = [network, gaussian, mixture.posterior_mean]
+            save(file, _block(compared, pieces, classifier, data, rows, kept, block))
         blocks.append(load(file))
     stacked = {key: np.stack([each[key] for each in blocks]) for key in blocks[0]}
-    shown = [
-        kept[i]
-        for i in np.unique(np.linspace(min(2, len(kept) - 1), len(kept) - 1, _SHOWN_LEVELS, dtype=int))
-    ]
     return {
         **{key: _rounded(np.moveaxis(stacked[key], 0, 1)) for key in ("power", "cross")},
         "clean": _rounded(stacked["clean"]),
         "fixed": np.moveaxis(stacked["fixed"], 0, 1),
         "fixed_clean": stacked["fixed_clean"],
         "distance": _rounded(np.moveaxis(stacked["distance"], 0, 2)),
-        "names": list(named),
         "num_bands": pieces.num_bands,
         "num_directions": pieces.num_directions,
         "band_edges": list(BANDS[: pieces.num_bands]),
         "band_sizes": pieces.band.bincount().tolist(),
         "direction_edges": list(DIRECTIONS[: pieces.num_directions + 1]),
-        "strip": _strip(networks[0], gaussian, data, shown),
-        "strip_levels": shown,
         "levels": kept,
         "left_out": [float(level) for level in levels if level not in kept],
-        "spectrum": _rounded(gaussian.variances.sqrt()[:: max(1, data.dim // 100)].numpy()),
         "test_images": size * BLOCKS,
         "train_images": len(data.train_images),
-        "class_names": list(data.class_names),
+        "num_classes": data.num_classes,
     }
+
+
+def strip(
+    dataset: str, model: str, seed: int, levels: Sequence[float], smoke: bool, workdir: Path
+) -> dict[str, Any]:
+    """Denoise one test image of each of a few classes far apart in number; arguments as `run`.
+
+    Returns `images` (4, S, n, H, W, C) uint8: the noisy image, what the network makes of it, what it makes of
+    the clean image, and what `Gaussian` makes of the clean image, and `levels`.
+    """
+    integer("seed", seed, 0)
+    noise_levels(list(levels))
+    data, network, _ = denoisers.get(images.load(dataset), model, seed, smoke)
+    kept = [float(level) for level in denoisers.usable_levels(network, levels)]
+    gaussian = Gaussian(data.train_images)
+    labels = np.linspace(0, data.num_classes - 1, _SHOWN + 2, dtype=int)[1:-1]
+    pictures = data.test_images[[int((data.test_labels == label).nonzero()[0]) for label in labels]]
+    eps = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
+    rows = []
+    for level in kept:
+        noisy = pictures + level * eps
+        outputs = [_denoise(network, noisy, level), _denoise(network, pictures, level)]
+        rows.append(torch.stack([noisy, *outputs, gaussian(pictures, level)]))
+    grid = torch.stack(rows, 1).unflatten(3, data.shape).movedim(3, -1)
+    return {"images": ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy(), "levels": kept}
 
 
 class Gaussian:
@@ -261,7 +274,7 @@ class Pieces:
         return torch.cat([bands, torch.stack(parts + groups)])
 
 
-def half_level(kept: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+def half_level(kept: np.ndarray, levels: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the noise level at which kept (..., S), a share over rising levels, first falls to a half.
 
     Between two levels the share is taken to be linear in log sigma. Infinite where it stays above, 0 where
@@ -315,7 +328,7 @@ def _denoise(denoiser: nn.Module | Denoiser, x: Tensor, level: float) -> Tensor:
 
 
 def _block(
-    named: dict[str, nn.Module | Denoiser],
+    compared: Sequence[nn.Module | Denoiser],
     pieces: Pieces,
     classifier: probes.LogisticProbes,
     data: images.Images,
@@ -333,7 +346,7 @@ def _block(
     for kind in INPUTS:
         for level in levels:
             x = x0 + level * eps if kind == "noisy" else x0
-            outputs = [_denoise(denoiser, x, level) for denoiser in named.values()]
+            outputs = [_denoise(denoiser, x, level) for denoiser in compared]
             found = [pieces.coordinates(output, labels) for output in outputs]
             power.append(torch.stack([pieces.products(each, each) for each in found]))
             cross.append(torch.stack([pieces.products(truth, each) for each in found]))
@@ -353,25 +366,9 @@ def _block(
         "power": np.moveaxis(torch.stack(power).unflatten(0, grid).numpy(), 2, 0),
         "cross": np.moveaxis(torch.stack(cross).unflatten(0, grid).numpy(), 2, 0),
         "fixed": np.moveaxis(np.reshape(fixed, (*grid, -1)), 2, 0),
-        "distance": np.moveaxis(np.reshape(distance, (*grid, len(named), 2)), (2, 3), (0, 1)),
+        "distance": np.moveaxis(np.reshape(distance, (*grid, len(compared), 2)), (2, 3), (0, 1)),
         "fixed_clean": np.array(classifier.accuracy(x0[None], labels)[0].item()),
     }
-
-
-def _strip(
-    network: nn.Module, gaussian: Gaussian, data: images.Images, levels: Sequence[float]
-) -> np.ndarray:
-    """Return images (4, s, n, H, W, C) as uint8, of the first image of classes far apart in number."""
-    labels = np.linspace(0, data.num_classes - 1, _SHOWN + 2, dtype=int)[1:-1]
-    pictures = data.test_images[[int((data.test_labels == label).nonzero()[0]) for label in labels]]
-    eps = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
-    rows = []
-    for level in levels:
-        noisy = pictures + level * eps
-        outputs = [_denoise(network, noisy, level), _denoise(network, pictures, level)]
-        rows.append(torch.stack([noisy, *outputs, gaussian(pictures, level)]))
-    grid = torch.stack(rows, 1).unflatten(3, data.shape).movedim(3, -1)
-    return ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ _L2 = 1e-2  # of the probes
 def run(
     dataset: str,
     model: str,
-    seeds: int,
+    seed: int,
     draws: int,
     inputs: Sequence[float],
     levels: Sequence[float],
@@ -38,15 +38,15 @@ def run(
 ) -> dict[str, Any]:
     """Probe the second half of the layers on all pairs of input noise and conditioning.
 
-    dataset is a name or path for `images.load`; model one of `denoisers.MODELS`, of which each seed trains
-    one (in tiny sizes where `smoke`), or a published checkpoint for `denoisers.get`. `train_samples` training
+    dataset is a name or path for `images.load`; model one of `denoisers.MODELS`, trained from `seed` (in a
+    tiny size where `smoke`), or a published checkpoint for `denoisers.get`. `train_samples` training
     and `test_samples` test images, or as many as there are, are cut into `draws` parts of equal size, each
     with noise of its own that is scaled by s. In draw d a probe is fitted to all training parts but the d-th,
     on which it is validated, and tested on the d-th part of the test images, in BLOCKS sets. Noise levels
     that a checkpoint was not made for are left out of the conditioning.
 
-    Returns, with axes R = seeds, D = draws, T = `inputs`, S = `levels`, L = `layers`: `accuracy`
-    (R, D * BLOCKS, T, S, L) of the probes on each set of test images, `validation` (R, D, T, S, L); where
+    Returns, with axes D = draws, T = `inputs`, S = `levels`, L = `layers`: `accuracy` (D * BLOCKS, T, S, L)
+    of the probes on each set of test images, `validation` (D, T, S, L); where
     classes have coarse groups `coarse`, like `accuracy`, how often the predicted class is in the right group;
     `pixels` (D * BLOCKS, T), the accuracy of probes on the noisy images themselves. Besides `left_out`
     (levels), `fitted_images` (to which a probe is fitted), `test_images`, `train_images`, `class_names`,
@@ -54,37 +54,33 @@ def run(
 
     Raises ValueError for arguments outside their ranges, FileNotFoundError for missing data.
     """
-    integer("seeds", seeds, 1)
+    integer("seed", seed, 0)
     integer("draws", draws, 2)
     noise_levels(list(levels))
     for value in inputs:
         nonnegative("inputs", value)
     integer("train_samples", train_samples, 2 * draws)
     integer("test_samples", test_samples, draws * BLOCKS)
-    ready = [denoisers.get(images.load(dataset), model, seed, smoke) for seed in range(seeds)]
-    data, networks = ready[0].data, [each.denoiser for each in ready]
-    kept = [float(level) for level in denoisers.usable_levels(networks[0], levels)]
+    data, network, _ = denoisers.get(images.load(dataset), model, seed, smoke)
+    kept = [float(level) for level in denoisers.usable_levels(network, levels)]
     train_size = min(train_samples, len(data.train_images)) // draws
     test_size = min(test_samples, len(data.test_images)) // (draws * BLOCKS) * BLOCKS
-    layers = features.default_layers(networks[0])
+    layers = features.default_layers(network)
     layers = layers[len(layers) // 2 :]
     parts = _Parts(data, draws, train_size, test_size)
     folder = Path(workdir) / data.digest[:16]
-    runs = []
-    for seed, network in enumerate(networks):
-        rows = []
-        for place, added in enumerate(inputs):
-            file = folder / f"seed-{seed}-input-{place}.npz"
-            if not file.exists():
-                cells = [parts.probed(network, added, level, layers) for level in kept]
-                save(file, {key: np.stack([cell[key] for cell in cells], 1) for key in cells[0]})
-            rows.append(load(file))
-        runs.append({key: np.stack([row[key] for row in rows], 1) for key in rows[0]})
+    rows = []
+    for place, added in enumerate(inputs):
+        file = folder / f"input-{place}.npz"
+        if not file.exists():
+            cells = [parts.probed(network, added, level, layers) for level in kept]
+            save(file, {key: np.stack([cell[key] for cell in cells], 1) for key in cells[0]})
+        rows.append(load(file))
     file = folder / "pixels.npz"
     if not file.exists():
         save(file, {"pixels": np.stack([parts.pixels(added) for added in inputs], 1)})
     return {
-        **{key: np.stack([each[key] for each in runs]) for key in runs[0]},
+        **{key: np.stack([row[key] for row in rows], 1) for key in rows[0]},
         **load(file),
         "layers": list(layers),
         "inputs": [float(value) for value in inputs],
