@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import MoLRG, image_networks, networks
+from molrg import MoLRG, networks
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -17,14 +17,10 @@ def generator(seed: int = 0) -> torch.Generator:
 def small(name: str) -> nn.Module:
     if name == "mlp":
         return networks.MLP(12, width=16, depth=2, generator=generator())
-    if name == "unet":
-        return image_networks.unet(
-            (3, 7, 5), width=8, multipliers=(1, 2), layers_per_block=1, generator=generator()
-        )
     return networks.SubspaceDenoiser(12, 3, 2, 0.2, generator=generator())
 
 
-DIM = {"mlp": 12, "unet": 105, "subspace": 12}
+DIM = {"mlp": 12, "subspace": 12}
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -36,7 +32,7 @@ def randomised(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet", "subspace"])
+@pytest.mark.parametrize("name", ["mlp", "subspace"])
 def test_scalar_and_per_sample_levels_agree(name: str) -> None:
     network = networks.Preconditioned(randomised(small(name)), 0.7)
     x = torch.randn(4, DIM[name], generator=generator(1))
@@ -48,7 +44,7 @@ def test_scalar_and_per_sample_levels_agree(name: str) -> None:
         assert (network(x, 0.5) - network(x, 2.0)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["mlp", "unet", "subspace"])
+@pytest.mark.parametrize("name", ["mlp", "subspace"])
 def test_weights_come_from_the_generator_and_nothing_global_moves(name: str) -> None:
     before = torch.get_rng_state()
     first, second = small(name).state_dict(), small(name).state_dict()
@@ -116,20 +112,6 @@ def test_the_scale_with_offsets_is_the_posterior_mean_of_any_ranks_and_priors(si
     torch.testing.assert_close(found, mixture.posterior_mean(x, sigma))
 
 
-@pytest.mark.parametrize("side", [8, 28, 30])
-def test_unet_takes_any_size(side: int) -> None:
-    network = image_networks.unet((1, side, side), width=8, layers_per_block=1, generator=generator())
-    x = torch.randn(2, side * side, generator=generator(1))
-    assert network(x, 0.5).shape == x.shape
-    modules = dict(network.named_modules())
-    assert all(name in modules for name in network.feature_layers)
-    assert [name.split(".")[1] for name in network.feature_layers] == [
-        *["down_blocks"] * 3,
-        "mid_block",
-        *["up_blocks"] * 3,
-    ]
-
-
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -137,10 +119,6 @@ def test_unet_takes_any_size(side: int) -> None:
         (lambda: networks.SubspaceDenoiser(4, 3, 2, 0.2), r"3 \* 2 > 4"),
         (lambda: networks.SubspaceDenoiser(12, 3, 2, 1.2), "delta must lie strictly between 0 and 1"),
         (lambda: networks.Preconditioned(nn.Identity(), 0.0), "sigma_data must be positive, got 0.0"),
-        (lambda: image_networks.unet((1, 8, 8), width=12), "multiple of 8, got 12"),
-        (lambda: image_networks.unet((8, 8)), "shape must be"),  # type: ignore[arg-type]
-        (lambda: image_networks.unet((1, 8, 8), multipliers=()), "multipliers must hold at least one"),
-        (lambda: small("unet")(torch.zeros(2, 3), 0.1), r"x must have shape \(N, 105\)"),
         (lambda: small("mlp")(torch.zeros(4, 12), torch.ones(3)), r"shape \(4,\), got \(3,\)"),
     ],
 )
