@@ -50,9 +50,9 @@ def products_per_step(networks: int, width: int, batch_size: int) -> float:
     return 2.0 * networks * batch_size * (2 * first + 3 * rest)
 
 
-def product_rate(device: str, size: int = 2048) -> float:
+def product_rate(device: str, size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
     """Floating point operations a second of a large square matrix product: the machine's rate."""
-    a = torch.randn(size, size, device=device)
+    a = torch.randn(size, size, device=device, dtype=dtype)
     seconds = min(_seconds(lambda: a @ a, device) for _ in range(10))
     return 2 * size**3 / seconds
 

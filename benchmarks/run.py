@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 
-MODULES = ("bench_mixture", "bench_empirical", "bench_features", "bench_probes", "bench_ensembles")
+MODULES = (
+    "bench_mixture",
+    "bench_empirical",
+    "bench_features",
+    "bench_probes",
+    "bench_ensembles",
+    "bench_images",
+)
 
 
 def verdict(ratio: float, target: str) -> str:

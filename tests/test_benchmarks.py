@@ -3,21 +3,23 @@
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import (
     bench_empirical,
     bench_ensembles,
     bench_features,
+    bench_images,
     bench_mixture,
     bench_probes,
     run,
     timing,
 )
-from molrg import MoLRG, features
+from molrg import MoLRG, feature_store, features, image_networks
 from molrg.networks import MLP
 
 SMALL = [(12, 3, 2), (12, 10, 2)]  # orthogonal classes, and classes at angles
@@ -152,3 +154,54 @@ def test_ensembles_are_compared_with_the_loop_over_the_same_networks() -> None:
     passes = (2, 3, 3)  # nothing flows back to the input
     expected = sum(2 * 2 * 512 * times * a * b for times, (a, b) in zip(passes, sizes, strict=True))
     assert bench_ensembles.products_per_step(2, 8, 512) == expected
+
+
+IMAGE_CASES = [
+    bench_images.Case("UNet", image_networks.unet, (1, 8, 8), (8, (1, 2), 1), 4, 2, 6, 2),
+    bench_images.Case("DiT", image_networks.dit, (3, 8, 8), (32, 2, 2), 4, 2, 6, 2),
+]
+
+
+@pytest.mark.parametrize("case", IMAGE_CASES)
+def test_the_plain_diffusers_loop_computes_the_same(case: bench_images.Case) -> None:
+    denoiser = case.denoiser("cpu").eval()
+    for parameter in denoiser.parameters():  # the DiT starts as the identity
+        nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+    model: Any = denoiser.network.model
+    flat = case.data("cpu")
+    images, sigma = flat.unflatten(1, case.shape), torch.linspace(0.1, 2.0, case.images)
+    expected = bench_images.plain_denoise(model, images, sigma).flatten(1)
+    torch.testing.assert_close(denoiser(flat, sigma), expected, rtol=1e-4, atol=1e-5)
+    layers = features.default_layers(denoiser)
+    names = [name.removeprefix("network.model.") for name in layers]
+    plain = bench_images.plain_features(model, images, [0.2, 1.0], names, 4, torch.zeros_like)
+    ours = feature_store.sweep(denoiser, flat, [0.2, 1.0], added=0.0, layers=layers, progress=False)
+    for name, layer in zip(names, layers, strict=True):
+        torch.testing.assert_close(ours[layer, :], plain[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_rows_of_image_networks(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module: module)  # which takes a minute
+    for case in IMAGE_CASES:
+        rows = bench_images.rows(case, "cpu", fast, 1, 1e12)
+        assert all(complete(row) and row["ratio"] > 0 for row in rows)
+        assert ("bfloat16" in rows[0]["note"]) == fast
+
+
+def test_operations_of_image_networks_are_those_counted_by_hand() -> None:
+    model: Any = image_networks.unet((1, 8, 8), 8, (1,), 1).model
+    forward, step = bench_images.operations(model, (1, 8, 8), "cpu")
+    seen = []
+
+    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        positions = output[0].numel() // len(module.weight)  # type: ignore[arg-type]
+        seen.append(2 * positions * module.weight.numel())  # type: ignore[operator]
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    bench_images.plain_denoise(model, torch.zeros(1, 1, 8, 8), torch.ones(1))
+    attentions, positions, width = 4, 64, 8  # one in the way down, one in the middle, two in the way up
+    assert forward == sum(seen) + attentions * 2 * 2 * positions**2 * width
+    assert 2 * forward < step <= 3 * forward
