@@ -135,10 +135,21 @@ def plain_features(
 
 
 def our_features(
-    denoiser: Preconditioned, images: Tensor, levels: Sequence[float], layers: Sequence[str], fast: bool
+    denoiser: Preconditioned,
+    images: Tensor,
+    levels: Sequence[float],
+    layers: Sequence[str],
+    batch: int,
+    fast: bool,
 ) -> feature_store.Features:
     return feature_store.sweep(
-        denoiser, images, levels, layers=layers, precision="bfloat16" if fast else "full", progress=False
+        denoiser,
+        images,
+        levels,
+        layers=layers,
+        batch_size=batch,
+        precision="bfloat16" if fast else "full",
+        progress=False,
     )
 
 
@@ -188,7 +199,7 @@ def rows(case: Case, device: str, fast: bool, repeats: int, rate: float) -> list
     levels = noise.edm_levels(case.levels, 0.1, 1.0).tolist()
     theirs, ours, ratio = compare(
         lambda: plain_features(model, images, levels, inner, case.batch),
-        lambda: our_features(denoiser, flat, levels, layers, fast),
+        lambda: our_features(denoiser, flat, levels, layers, case.batch, fast),
         repeats,
     )
     count = len(layers)
