@@ -21,7 +21,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -185,27 +185,32 @@ def load(
         For another kind of model or scheduler, a refused or damaged file, weights that do not fit the
         model, or data of another shape.
     """
-    folder = _folder(name_or_folder, _allowed(allow_bin))
-    name = str(name_or_folder)
-    part, config = _model_part(folder, name)
-    kind = MODELS[config["_class_name"]]
-    _check_conditioning(kind, config, name)
-    levels, prediction, scheduler = _schedule(folder, part, name)
+    found = _find(name_or_folder, _allowed(allow_bin))
+    name, config = str(name_or_folder), found.config
+    _check_conditioning(found.kind, config, name)
+    levels, prediction = _schedule(found.scheduler, name)
     size = config.get("sample_size")
     if size is None:
         if shape is None:
             raise ValueError(f"{name} says no image size (sample_size): pass the shape (C, H, W) of the data")
         size = shape[1:]
     height, width = (size, size) if isinstance(size, int) else size
-    weights = _weights_file(part, _allowed(allow_bin))
-    digest = _digest_of(weights, part / "config.json", scheduler)
-    model = _read(kind, part, weights)
-    vae = folder / "vae" if (folder / "vae" / "config.json").is_file() else None
-    denoiser = Published(model, levels, prediction, (config["in_channels"], height, width), name, digest, vae)
+    digest = found.digest()
+    model = _read(found.kind, found.part, found.weights)
+    own_shape = (config["in_channels"], height, width)
+    denoiser = Published(model, levels, prediction, own_shape, name, digest, found.vae)
     if shape is not None:
         denoiser.check(shape)
     sources.note(f"published/{name}", digest)
-    return denoiser
+    return denoiser.eval()
+
+
+def digest_of(name_or_folder: str | Path, *, allow_bin: bool | None = None) -> str:
+    """Return the `digest` of the denoiser that `load` would return, from what is on this machine.
+
+    Raises FileNotFoundError where it is not, and as `load`.
+    """
+    return _find(name_or_folder, _allowed(allow_bin), fetch=False).digest()
 
 
 def latents(
@@ -308,6 +313,34 @@ def _encode(vae: Any, images: Tensor, size: tuple[int, int]) -> Tensor:
     return ((mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).flatten(1).cpu()
 
 
+@dataclass(frozen=True)
+class _Checkpoint:
+    """Where the files of a checkpoint are."""
+
+    part: Path  # the folder with the model's configuration and weights
+    config: dict[str, Any]
+    weights: Path
+    scheduler: Path | None  # its configuration
+    vae: Path | None
+
+    @property
+    def kind(self) -> str:
+        return MODELS[self.config["_class_name"]]
+
+    def digest(self) -> str:
+        return _digest_of(self.weights, self.part / "config.json", self.scheduler)
+
+
+def _find(name_or_folder: str | Path, allow_bin: bool, fetch: bool = True) -> _Checkpoint:
+    folder = _folder(name_or_folder, allow_bin, fetch)
+    part, config = _model_part(folder, str(name_or_folder))
+    places = [folder / "scheduler", part, part.parent / "scheduler"]
+    schedulers = [place / "scheduler_config.json" for place in places]
+    scheduler = next((path for path in schedulers if path.is_file()), None)
+    vae = folder / "vae" if (folder / "vae" / "config.json").is_file() else None
+    return _Checkpoint(part, config, _weights_file(part, allow_bin), scheduler, vae)
+
+
 def _blocks(model: nn.Module) -> list[str]:
     """The names of the encoder's, middle and decoder's blocks of a UNet, or of the blocks of a DiT."""
     found = []
@@ -324,7 +357,7 @@ def _allowed(allow_bin: bool | None) -> bool:
     return os.environ.get("MOLRG_ALLOW_BIN") == "1" if allow_bin is None else allow_bin
 
 
-def _folder(name_or_folder: str | Path, allow_bin: bool) -> Path:
+def _folder(name_or_folder: str | Path, allow_bin: bool, fetch: bool = True) -> Path:
     """The folder of a checkpoint: the given one, or the one into which the name was fetched."""
     given = Path(name_or_folder).expanduser()
     if given.is_dir():
@@ -337,22 +370,27 @@ def _folder(name_or_folder: str | Path, allow_bin: bool) -> Path:
             f"no checkpoint {str(name_or_folder)!r}: there is no such folder ({given.absolute()}), and it is "
             "not a name on the Hugging Face Hub, which reads owner/name, such as google/ddpm-cifar10-32"
         )
-    return _fetched(match[1], match[2], allow_bin)
+    return _fetched(match[1], match[2], allow_bin, fetch)
 
 
-def _fetched(name: str, revision: str | None, allow_bin: bool) -> Path:
+def _fetched(name: str, revision: str | None, allow_bin: bool, fetch: bool) -> Path:
     """Fetch the files that are needed of a repository on the Hub, or take those fetched before."""
     from huggingface_hub import constants, snapshot_download
 
     parts = ["", "unet/", "transformer/", "vae/"]
     wanted = ["model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     wanted += [part + file for part in parts for file in ("config.json", SAFE)]
+
+    def folder_with(files: list[str]) -> Path:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=files, local_files_only=not fetch)
+        )
+
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        folder = folder_with(wanted)
         with_config = [folder / part for part in parts if (folder / part / "config.json").is_file()]
         if allow_bin and not all((part / SAFE).is_file() for part in with_config):
-            wanted += [part + BIN for part in parts]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+            folder = folder_with([*wanted, *(part + BIN for part in parts)])
     except Exception as error:  # of the network, the Hub or its client: in each case it is not here
         reason = f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
         raise FileNotFoundError(
@@ -395,7 +433,10 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _check_conditioning(kind: str, config: dict[str, Any], name: str) -> None:
     """Refuse models that ask for more than a noisy image and a timestep, and unknown embeddings of it."""
-    out, channels = config.get("out_channels") or config["in_channels"], config["in_channels"]
+    channels = config.get("in_channels")
+    if not isinstance(channels, int):
+        raise ValueError(f"the config.json of {name} must say in_channels, got {channels!r}")
+    out = config.get("out_channels") or channels
     if out not in (channels, 2 * channels):
         raise ValueError(
             f"{name} has {channels} channels in and {out} out: as many, or twice with a learned variance, "
@@ -415,13 +456,10 @@ def _check_conditioning(kind: str, config: dict[str, Any], name: str) -> None:
         )
 
 
-def _schedule(folder: Path, part: Path, name: str) -> tuple[Tensor, str, Path | None]:
-    """Noise levels of all timesteps, what the model predicts, and the file that says so."""
+def _schedule(path: Path | None, name: str) -> tuple[Tensor, str]:
+    """Noise levels of all timesteps and what the model predicts, by the scheduler's configuration."""
     import diffusers
 
-    places = [folder / "scheduler", part, part.parent / "scheduler"]
-    paths = [place / "scheduler_config.json" for place in places]
-    path = next((path for path in paths if path.is_file()), None)
     config = {"_class_name": "DDPMScheduler"} if path is None else _json(path)
     kind = config.get("_class_name")
     if kind not in SCHEDULERS:
@@ -437,7 +475,7 @@ def _schedule(folder: Path, part: Path, name: str) -> tuple[Tensor, str, Path | 
     levels = levels[levels.isfinite()]  # the last one is pure noise where the schedule ends there
     if len(levels) < 2 or not (levels.diff() > 0).all() or levels[0] <= 0:
         raise ValueError(f"the noise levels of {name} must be at least two, and increase with the timestep")
-    return levels, prediction, path
+    return levels, prediction
 
 
 def _weights_file(part: Path, allow_bin: bool) -> Path:
@@ -466,12 +504,19 @@ def _weights_file(part: Path, allow_bin: bool) -> Path:
 
 
 def _digest_of(*files: Path | None) -> str:
-    """SHA-256 of the contents of files."""
+    """SHA-256 of the contents of files; one in the cache of the Hub, which knows it, is checked."""
     digests = []
     for path in files:
-        if path is not None:
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        if path is None:
+            continue
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        blob = path.resolve()  # the cache keeps a large file under its SHA-256
+        if blob.parent.name == "blobs" and len(blob.name) == 64 and blob.name != digests[-1]:
+            raise ValueError(
+                f"{path} is damaged: expected SHA-256 {blob.name}, actual {digests[-1]}. Delete {blob} and "
+                "load it again"
+            )
     return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
@@ -490,8 +535,9 @@ def _read(kind: str, part: Path, weights: Path) -> nn.Module:
                 local_files_only=True,
             )
         except (RuntimeError, OSError, ValueError, TypeError) as error:
+            first = "; ".join(line.strip() for line in str(error).splitlines()[:3])
             raise ValueError(
-                f"{weights} does not hold the weights of the {kind} in {part}: {error}"
+                f"{weights} does not hold the weights of the {kind} in {part}: {first}"
             ) from error
     wrong = [
         f"{len(info[key])} {key.replace('_', ' ')} ({', '.join(sorted(map(str, info[key]))[:3])} ...)"
