@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import feature_store, features, images
+from molrg import feature_store, features, images, noise
 from molrg.experiments import denoisers
 from molrg.networks import MLP, Preconditioned
+from molrg.paths import ROOT
 
 SIGMAS = (0.1, 0.5, 2.0)
 
@@ -186,6 +187,21 @@ def test_levels_as_probes(tmp_path: Path) -> None:
         assert torch.equal(torch.from_numpy(np.array(found[name])), found[name, :])
         with pytest.raises(KeyError, match=r"no layer 'x'; there are: network\.blocks\.0"):
             found["x"]
+
+
+def test_the_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(# extract\.py\n.*?)```", text, flags=re.S)
+    small = code.replace('"fashion_mnist"', '"digits"').replace("smoke=False", "smoke=True")
+    small = small.replace("data.train_images,", "data.train_images[:50],")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOLRG_NETWORKS", str(tmp_path / "networks"))
+    exec(compile(small, "README.md", "exec"), {})
+    found = feature_store.load("features")
+    assert found.sigmas == tuple(noise.paper_levels().tolist())
+    assert capsys.readouterr().out == f"{found[found.layers[0], 5].shape}\n"
 
 
 # ---- The folder
