@@ -558,6 +558,18 @@ def test_latents_are_the_scaled_means_of_the_encoder(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = 0.5 * (vae.encode(resized).latent_dist.mean - 0.1)
     torch.testing.assert_close(larger.train_images, expected.flatten(1))
+    colour = replace(
+        data,
+        shape=(3, 8, 8),
+        train_images=drawn(5, 192).clamp(-1, 1),
+        test_images=drawn(2, 192).clamp(-1, 1),
+        digest="colour",
+    )
+    found = published.latents(tmp_path, colour, tmp_path / "kept")
+    with torch.no_grad():
+        mean = vae.encode(colour.train_images.unflatten(1, (3, 8, 8))).latent_dist.mean
+    torch.testing.assert_close(found.train_images, (0.5 * (mean - 0.1)).flatten(1))
+    assert found.digest != latent.digest
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
