@@ -484,6 +484,26 @@ class TestData:
         assert code == 1
         assert f"data '{data}' that can no longer be read ({data} is not a readable text)" in status
 
+    def test_a_changed_checkpoint_makes_a_result_stale(self, package: Path, data: Path) -> None:
+        self.show(data)
+        path = self.result(package)
+        content = json.loads(path.read_text())
+        content["provenance"]["data"] = {"published/model": "one"}
+        code = f"""
+            import json
+            from pathlib import Path
+            results._write(Path({str(path)!r}), json.loads({json.dumps(content)!r}))
+        """
+        call(code)
+        published = package / "src" / "molrg" / "published.py"
+        published.write_text("def digest_of(name):\n    return {'model': 'one'}[name]\n")
+        assert command("status")[0] == 0
+        published.write_text("def digest_of(name):\n    return {'model': 'another'}[name]\n")
+        said = "made by other data 'published/model' (digest one then, another now)"
+        assert said in command("status")[1]
+        published.write_text("def digest_of(name):\n    raise FileNotFoundError(name)\n")
+        assert command("status")[0] == 0
+
     def test_other_code_and_other_data_are_both_named(self, package: Path, data: Path) -> None:
         self.show(data)
         data.write_text("longer")

@@ -170,13 +170,11 @@ def _record(path: Path, content: dict[str, Any]) -> Record:
 
 
 def _changed_data(content: dict[str, Any]) -> list[str]:
-    """The data sets of a result that are here and are not what they were when it was computed."""
+    """The data sets and checkpoints of a result that are here and not what they were when it was computed."""
     changed = []
     for name, before in content["provenance"].get("data", {}).items():
-        from molrg import images
-
         try:
-            now = images.load(name).digest
+            now = _digest_now(name)
         except FileNotFoundError:
             continue  # absent, and so not known to have changed
         except ValueError as error:
@@ -185,6 +183,17 @@ def _changed_data(content: dict[str, Any]) -> list[str]:
         if now != before:
             changed.append(f"other data {name!r} (digest {before[:10]} then, {now[:10]} now)")
     return changed
+
+
+def _digest_now(name: str) -> str:
+    """The digest of a data set, or of a checkpoint `published/...`, as it is now."""
+    if name.startswith("published/"):
+        from molrg import published
+
+        return published.digest_of(name.removeprefix("published/"))
+    from molrg import images
+
+    return images.load(name).digest
 
 
 def _is_stale(content: dict[str, Any]) -> bool:
