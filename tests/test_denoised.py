@@ -263,7 +263,7 @@ def test_strip(tmp_path: Path) -> None:
     assert found["levels"] == SMOKE["levels"]
     assert found["images"].shape == (4, 3, 3, 8, 8, 1)
     data = images.load("digits")
-    clean = data.test_images[int((data.test_labels == 2).nonzero()[0])][None]
+    clean = data.test_images[int((data.test_labels == 1).nonzero()[0])][None]
     drawn = denoised.Gaussian(data.train_images)(clean, 0.3).clamp(-1, 1)
     np.testing.assert_allclose(found["images"][3, 1, 0].ravel() / 127.5 - 1, drawn[0], atol=0.005)
     np.testing.assert_allclose(found["images"][0, 0, 0].ravel() / 127.5 - 1, clean[0], atol=0.03)

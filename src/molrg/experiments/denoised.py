@@ -134,7 +134,7 @@ def strip(
     data, network, _ = denoisers.get(images.load(dataset), model, seed, smoke)
     kept = [float(level) for level in denoisers.usable_levels(network, levels)]
     gaussian = Gaussian(data.train_images)
-    labels = np.linspace(0, data.num_classes - 1, _SHOWN + 2, dtype=int)[1:-1]
+    labels = np.linspace(1, data.num_classes - 1, _SHOWN, dtype=int)
     pictures = data.test_images[[int((data.test_labels == label).nonzero()[0]) for label in labels]]
     eps = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
     rows = []
@@ -144,6 +144,20 @@ def strip(
         rows.append(torch.stack([noisy, *outputs, gaussian(pictures, level)]))
     grid = torch.stack(rows, 1).unflatten(3, data.shape).movedim(3, -1)
     return {"images": ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy(), "levels": kept}
+
+
+def settings(dataset: str, model: str, seed: int, smoke: bool) -> dict[str, Any]:
+    """Return the parameters of `run` that the page uses; `smoke` ones take seconds."""
+    chosen: dict[str, Any] = {"levels": list(LEVELS), "test_samples": 500}
+    if smoke:
+        chosen = {"levels": [0.023, 0.296, 3.257], "test_samples": 100}
+    return {"dataset": dataset, "model": model, "seed": seed, **chosen, "smoke": smoke}
+
+
+def strip_settings(dataset: str, model: str, smoke: bool) -> dict[str, Any]:
+    """Return the parameters of `strip` that the page uses; `smoke` ones take seconds."""
+    levels = [0.296, 3.257] if smoke else [0.14, 0.585, 1.088, 1.923, 5.315]
+    return {"dataset": dataset, "model": model, "seed": 0, "levels": levels, "smoke": smoke}
 
 
 class Gaussian:

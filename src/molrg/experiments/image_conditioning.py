@@ -94,6 +94,21 @@ def run(
     }
 
 
+def settings(dataset: str, model: str, seed: int, smoke: bool) -> dict[str, Any]:
+    """Return the parameters of `run` that the page uses; `smoke` ones take seconds."""
+    chosen: dict[str, Any] = {
+        "draws": 3,
+        "inputs": [0.0, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0],
+        "levels": [0.01, 0.03, 0.1, 0.3, 0.6, 1.0, 2.0],
+        "train_samples": 1200,
+        "test_samples": 900,
+    }
+    if smoke:
+        chosen |= {"inputs": [0.0, 0.3], "levels": [0.1, 0.3]}
+        chosen |= {"train_samples": 300, "test_samples": 180}
+    return {"dataset": dataset, "model": model, "seed": seed, **chosen, "smoke": smoke}
+
+
 class _Parts:
     """The images of all draws with their noise, and what is measured on them."""
 
