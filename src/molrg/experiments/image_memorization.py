@@ -125,7 +125,7 @@ def run(
     few = sorted({0, len(sizes) // 2, len(sizes) - 1})
     strips = [found[0, n, w, t]["strip"] for w, n, t in product(axes[1], few, axes[3])]
     return {
-        **{key: np.round(each, 5) if each.dtype.kind == "f" else each for key, each in value.items()},
+        **{key: np.round(each, 5) if each.dtype == np.float64 else each for key, each in value.items()},
         "strip": _grid(strips, len(widths), len(few), len(steps)),
         "strip_sizes": [sizes[n] for n in few],
         "readouts": list(readouts(build(data, model, widths[0], depth, 0))),
@@ -143,7 +143,7 @@ def settings(dataset: str, study: str, scale: str, seeds: int, smoke: bool) -> d
     """Return the parameters of `run` for a study of the page; `smoke` ones take seconds.
 
     `sizes`: MLPs over the number of training images; `times`: one network over the steps of its training;
-    `unet`: UNets over the number of training images. At scale `small` for a processor, at `full`, that of the
+    `unet`: UNets over both. At scale `small` for a processor, at `full`, that of the
     published figures, for a GPU.
     """
     choice("study", study, ("sizes", "times", "unet"))
@@ -152,7 +152,7 @@ def settings(dataset: str, study: str, scale: str, seeds: int, smoke: bool) -> d
     chosen: dict[str, Any] = {
         "shrink": 2 if small else 1,
         "model": "mlp" if study == "sizes" or (small and study == "times") else "unet",
-        "widths": {"sizes": [64, 256], "times": [256], "unet": [8, 16]}[study]
+        "widths": {"sizes": [64, 256], "times": [256], "unet": [16]}[study]
         if small
         else {"sizes": [256, 1024], "times": [64], "unet": [32, 64]}[study],
         "depth": 1 if small and study == "unet" else 2,
@@ -166,14 +166,17 @@ def settings(dataset: str, study: str, scale: str, seeds: int, smoke: bool) -> d
         "generated": 300 if small else 1500,
     }
     if study == "times":
-        chosen["sizes"] = [128 if small else 4096]
-        chosen["steps"] = [(125 if small else 3125) * 2**k for k in range(8)]
+        chosen["sizes"] = [64 if small else 4096]
+        chosen["steps"] = [(125 if small else 3125) * 2**k for k in range(7 if small else 8)]
     if small and study == "unet":
-        chosen |= {"sizes": [64, 1024, 16384], "steps": [700], "levels": list(noise.IMAGE_LEVELS[2:])}
+        chosen |= {"sizes": [64, 16384], "steps": [350, 700]}
+        chosen["levels"] = list(noise.IMAGE_LEVELS[2:])
     if smoke:
         chosen |= {"shrink": 1, "widths": [8], "depth": 1, "sizes": [16, 256], "batch_size": 16}
         chosen |= {"levels": [0.1, 0.4, 1.5], "probe_samples": 200, "test_samples": 100, "generated": 20}
         chosen["steps"] = [8] if chosen["model"] == "unet" else [100]
+        if study == "unet":
+            chosen["sizes"] = [16]
         if study == "times":
             chosen |= {"sizes": [16], "steps": [4, 8] if chosen["model"] == "unet" else [20, 100]}
         if study == "sizes":
