@@ -389,7 +389,9 @@ class _Case:
             for i in range(len(INPUTS)):
                 added = level if INPUTS[i] == "noisy" else 0.0
                 held, fresh = (
-                    features.extract(denoiser, self._noised(x, added, part), level, layers, reduce=_coarse)
+                    features.extract(
+                        denoiser, self._noised(x, added, part), level, layers, reduce=features.grid_mean(4)
+                    )
                     for x, part in ((self.held, 1), (self.fresh, 2))
                 )
                 for j, name in enumerate(layers):
@@ -422,14 +424,6 @@ class _Case:
 
 def _error(first: Tensor, second: Tensor) -> float:
     return (first - second).square().mean().item()
-
-
-def _coarse(activations: Tensor) -> Tensor:
-    """Average maps (B, C, H, W) over a grid of at most 4 x 4 patches and flatten them; keep vectors."""
-    if activations.ndim != 4:
-        return activations
-    height, width = (min(4, side) for side in activations.shape[2:])
-    return torch.nn.functional.adaptive_avg_pool2d(activations, (height, width)).flatten(1)
 
 
 def _grid(parts: Sequence[np.ndarray], *axes: int) -> np.ndarray:
