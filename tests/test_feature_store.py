@@ -442,6 +442,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     [
         ({"added": [0.1, 0.2]}, "added must be a number or one for each of 3 sigmas, got 2"),
         ({"added": -1.0}, "added must be a finite number >= 0, got -1.0"),
+        ({"added": "clean"}, "added must be a number or one for each sigma, got 'clean'"),
         ({"draws": 0}, "draws must be an integer >= 1, got 0"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),

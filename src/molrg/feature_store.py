@@ -399,7 +399,10 @@ def _pairs(
     sigmas: Levels, added: float | Sequence[float] | Tensor | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     levels = noise_levels(sigmas)[0].tolist()
-    given = levels if added is None else torch.as_tensor(added, dtype=torch.float64).tolist()
+    try:
+        given = levels if added is None else torch.as_tensor(added, dtype=torch.float64).tolist()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"added must be a number or one for each sigma, got {added!r}") from error
     noises = given if isinstance(given, list) else [given] * len(levels)
     if len(noises) != len(levels):
         raise ValueError(f"added must be a number or one for each of {len(levels)} sigmas, got {len(noises)}")
