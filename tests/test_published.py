@@ -678,7 +678,7 @@ def test_get_names_what_it_does_not_know(tmp_path: Path) -> None:
         (
             lambda: denoisers.get(few(), "unett", 0, True),
             ValueError,
-            "mlp, unet, dit, or the folder.*'unett'",
+            "mlp, unet, dit, unet-36m, dit-b, or the folder.*'unett'",
         ),
         (lambda: denoisers.get(few(), "owner/name", 0, True), FileNotFoundError, "'owner/name' not found"),
         (

@@ -19,19 +19,23 @@ from molrg.arguments import choice, integer
 from molrg.images import Images
 from molrg.paths import networks_folder
 
-MODELS = ("mlp", "unet", "dit")
-
 SETTINGS: dict[str, dict[str, int]] = {
     "mlp": {"width": 512, "depth": 4, "steps": 4000, "batch_size": 256},
     "unet": {"width": 16, "depth": 1, "steps": 1500, "batch_size": 64},
     "dit": {"width": 128, "depth": 6, "steps": 1500, "batch_size": 64},
+    "unet-36m": {"width": 128, "depth": 2, "steps": 100_000, "batch_size": 512},
+    "dit-b": {"width": 768, "depth": 12, "steps": 100_000, "batch_size": 256},
 }
-"""What two processor cores train in the time of a coffee break; see `trained`."""
+"""Of the first three, what a processor core trains in a quarter of an hour; the others are for a GPU."""
+
+MODELS = tuple(SETTINGS)
 
 SMOKE: dict[str, dict[str, int]] = {
     "mlp": {"width": 32, "depth": 2, "steps": 50, "batch_size": 64},
     "unet": {"width": 8, "depth": 1, "steps": 5, "batch_size": 16},
     "dit": {"width": 32, "depth": 2, "steps": 5, "batch_size": 16},
+    "unet-36m": {"width": 8, "depth": 2, "steps": 5, "batch_size": 16},
+    "dit-b": {"width": 32, "depth": 3, "steps": 5, "batch_size": 16},
 }
 """Sizes that train in a second, for tests."""
 
@@ -67,9 +71,17 @@ def get(data: Images, model: str, seed: int, smoke: bool) -> Ready:
         )
     denoiser = published.load(model)
     if denoiser.vae is not None:
-        data = published.latents(denoiser.vae, data, networks_folder() / "latents", denoiser.image_side)
+        folder = networks_folder() / "latents"
+        data = published.latents(denoiser.vae, data, folder, denoiser.image_side, device=device())
     denoiser.check(data.shape)
-    return Ready(data, denoiser, None)
+    return Ready(data, denoiser.to(device()), None)
+
+
+def device() -> torch.device:
+    """Return where networks are trained and run: on CUDA or MPS if it is there, else on the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def usable_levels(denoiser: nn.Module, levels: Sequence[float]) -> tuple[float, ...]:
@@ -90,17 +102,19 @@ def build(data: Images, model: str, width: int, depth: int, seed: int) -> networ
     """Return an untrained denoiser of `data`.
 
     model is `mlp` (`depth` residual blocks of `width`), `unet` (`width` channels at the top of three levels
-    of 1, 2 and 4 times as many, `depth` layers in each block) or `dit` (`depth` blocks of `width` channels on
-    patches of 4 x 4 pixels, 2 x 2 for sides below 16).
+    of 1, 2 and 4 times as many, `depth` layers in each block), `dit` (`depth` blocks of `width` channels on
+    patches of 4 x 4 pixels, 2 x 2 for sides below 16), `unet-36m` (as `unet`, four levels of 1, 2, 2 and 2)
+    or `dit-b` (as `dit`, on patches of 2 x 2).
     """
     generator = torch.Generator().manual_seed(integer("seed", seed, 0))
     inner: nn.Module
     if choice("model", model, MODELS) == "mlp":
         inner = networks.MLP(data.dim, width, depth, generator=generator)
-    elif model == "unet":
-        inner = image_networks.unet(data.shape, width, (1, 2, 4), depth, generator=generator)
+    elif model in ("unet", "unet-36m"):
+        multipliers = (1, 2, 4) if model == "unet" else (1, 2, 2, 2)
+        inner = image_networks.unet(data.shape, width, multipliers, depth, generator=generator)
     else:
-        patch = 4 if min(data.shape[1:]) >= 16 else 2
+        patch = 4 if model == "dit" and min(data.shape[1:]) >= 16 else 2
         inner = image_networks.dit(data.shape, width, depth, patch, generator=generator)
     return networks.Preconditioned(inner, float(data.train_images.std()))
 
@@ -111,7 +125,7 @@ def trained(
     """Return the denoiser that `build` makes, after `steps` batches of `batch_size` training images.
 
     Noise levels are spread a little wider and higher than EDM's; the step size, 1e-3 at most, falls along a
-    cosine. A run that was stopped goes on.
+    cosine. On CUDA products are taken in bfloat16. A run that was stopped goes on.
 
     Raises ValueError for arguments outside their ranges.
     """
@@ -123,7 +137,9 @@ def trained(
         batch_size=batch_size,
         schedule=training.cosine,
         ema=0.995,
+        precision="bfloat16" if device().type == "cuda" else "full",
         generator=torch.Generator().manual_seed(seed),
+        device=device(),
         checkpoint=place(data, model, width, depth, steps, batch_size, seed),
         checkpoint_every=100,
     )
@@ -131,6 +147,7 @@ def trained(
 
 def place(data: Images, model: str, width: int, depth: int, steps: int, batch_size: int, seed: int) -> Path:
     """Return the file in which `trained` keeps its network."""
-    made_of = (data.digest, model, width, depth, steps, batch_size, seed, digest.of_loaded(trained))
+    settings = (width, depth, steps, batch_size, seed)
+    made_of = (data.digest, model, *settings, device().type, digest.of_loaded(trained))
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     return networks_folder() / f"{data.name}-{model}-{seed}-{key}.safetensors"
