@@ -138,7 +138,7 @@ def trained(
         schedule=training.cosine,
         ema=0.995,
         precision="bfloat16" if device().type == "cuda" else "full",
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator(device()).manual_seed(seed),
         device=device(),
         checkpoint=place(data, model, width, depth, steps, batch_size, seed),
         checkpoint_every=100,
