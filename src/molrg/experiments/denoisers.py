@@ -77,6 +77,11 @@ def get(data: Images, model: str, seed: int, smoke: bool) -> Ready:
     return Ready(data, denoiser.to(device()), None)
 
 
+def reads_many(model: str) -> bool:
+    """Whether pages read tens of thousands of images: with networks for a GPU, and published ones on one."""
+    return SETTINGS[model]["steps"] > 10_000 if model in MODELS else device().type != "cpu"
+
+
 def device() -> torch.device:
     """Return where networks are trained and run: on CUDA or MPS if it is there, else on the CPU."""
     if torch.cuda.is_available():

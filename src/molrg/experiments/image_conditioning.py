@@ -103,6 +103,8 @@ def settings(dataset: str, model: str, seed: int, smoke: bool) -> dict[str, Any]
         "train_samples": 1200,
         "test_samples": 900,
     }
+    if denoisers.reads_many(model):
+        chosen |= {"train_samples": 20_000, "test_samples": 10_000}
     if smoke:
         chosen |= {"inputs": [0.0, 0.3], "levels": [0.1, 0.3]}
         chosen |= {"train_samples": 300, "test_samples": 180}

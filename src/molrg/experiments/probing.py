@@ -101,6 +101,8 @@ def settings(dataset: str, model: str, seed: int, draws: int, smoke: bool) -> di
     sizes: dict[str, Any] = {"levels": list(noise.IMAGE_LEVELS), "probe_samples": 1200, "test_samples": 750}
     if dataset == "tiny_imagenet_30.npz":  # its passes take longer
         sizes |= {"probe_samples": 600, "test_samples": 400}
+    if denoisers.reads_many(model):
+        sizes |= {"probe_samples": 20_000, "test_samples": 10_000}
     if smoke:
         sizes = {"levels": [0.06, 0.296, 1.088], "probe_samples": 300, "test_samples": 200}
     return {"dataset": dataset, "model": model, "seed": seed, "draws": draws, **sizes, "smoke": smoke}
