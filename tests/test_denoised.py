@@ -276,7 +276,7 @@ def test_strip(tmp_path: Path) -> None:
         ({"levels": []}, ValueError, "non-empty"),
         ({"test_samples": 4}, ValueError, "test_samples must be an integer >= 5, got 4"),
         ({"dataset": "mnist"}, ValueError, "unknown data set 'mnist'"),
-        ({"model": "cnn"}, ValueError, "model must be mlp, unet, dit, or"),
+        ({"model": "cnn"}, ValueError, "model must be mlp, unet, dit, unet-36m, dit-b, or"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, change: dict[str, Any], error: type, named: str) -> None:

@@ -142,7 +142,7 @@ def test_a_published_checkpoint_is_told_its_own_levels(tmp_path: Path) -> None:
         ({"train_samples": 3}, "train_samples must be an integer >= 6, got 3"),
         ({"test_samples": 17}, "test_samples must be an integer >= 18, got 17"),
         ({"dataset": "mnist"}, "unknown data set 'mnist'"),
-        ({"model": "cnn"}, "model must be mlp, unet, dit, or"),
+        ({"model": "cnn"}, "model must be mlp, unet, dit, unet-36m, dit-b, or"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
