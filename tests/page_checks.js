@@ -78,11 +78,10 @@ window.checks = {
         layers.unshift(rgba(getComputedStyle(above).backgroundColor));
       return layers.reduce((below, top) => over(top, below), [255, 255, 255, 1]);
     };
-    // The tile of a chart that a label is written on, if there is one.
-    const tiles = [...document.querySelectorAll("div.chart .mark-rect path")].map((tile) => [
-      tile.getBoundingClientRect(),
-      getComputedStyle(tile),
-    ]);
+    // The tile of a chart that a label is written on, if there is one; a frame has nothing inside.
+    const tiles = [...document.querySelectorAll("div.chart .mark-rect path")]
+      .map((tile) => [tile.getBoundingClientRect(), getComputedStyle(tile)])
+      .filter(([, style]) => style.fill !== "none");
     const tileBelow = (box) => {
       const [x, y] = [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
       const on = tiles.filter(([r]) => r.left <= x && x <= r.right && r.top <= y && y <= r.bottom);
