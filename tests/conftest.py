@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +52,27 @@ def make_clone() -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Path:
+    """A published checkpoint of images of one channel and 8 x 8 pixels, in the format of diffusers."""
+    import torch
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+        )
+    scheduler: Any = DDPMScheduler()
+    model.save_pretrained(tmp_path / "tiny" / "unet")
+    scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
+    return tmp_path / "tiny"

@@ -233,24 +233,8 @@ def test_a_stopped_run_goes_on(
         np.testing.assert_array_equal(again[name], found[name])
 
 
-def test_a_published_checkpoint_is_read_at_its_own_levels(tmp_path: Path) -> None:
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    torch.manual_seed(0)
-    model: Any = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
-    model.save_pretrained(tmp_path / "tiny" / "unet")
-    scheduler: Any = DDPMScheduler()
-    scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
-    found = denoised.run(**SMOKE | {"model": str(tmp_path / "tiny")}, workdir=tmp_path / "work")
+def test_a_published_checkpoint_is_read_at_its_own_levels(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    found = denoised.run(**SMOKE | {"model": str(tiny_checkpoint)}, workdir=tmp_path / "work")
     assert found["left_out"] == [0.005]
     assert found["levels"] == [0.3, 3.0]
     assert np.isfinite(found["power"]).all()

@@ -109,24 +109,8 @@ def test_coarse_groups_and_a_stopped_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert (found["fitted_images"], found["test_images"]) == (24, 48)
 
 
-def test_a_published_checkpoint_is_told_its_own_levels(tmp_path: Path) -> None:
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    torch.manual_seed(0)
-    model: Any = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
-    model.save_pretrained(tmp_path / "tiny" / "unet")
-    scheduler: Any = DDPMScheduler()
-    scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
-    found = experiment.run(**SMOKE | {"model": str(tmp_path / "tiny")}, workdir=tmp_path / "work")
+def test_a_published_checkpoint_is_told_its_own_levels(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    found = experiment.run(**SMOKE | {"model": str(tiny_checkpoint)}, workdir=tmp_path / "work")
     assert (found["levels"], found["left_out"]) == ([1.0], [0.005])
     assert found["layers"] == ["model.mid_block", "model.up_blocks.0", "model.up_blocks.1"]
     assert found["accuracy"].shape == (18, 2, 1, 3)

@@ -177,24 +177,8 @@ def test_best_probe_reads_each_layer_and_all_together(tmp_path: Path) -> None:
     assert found["train_images"] == 1437
 
 
-def test_published_checkpoint_and_levels_outside_its_range(tmp_path: Path) -> None:
-    from diffusers import DDPMScheduler, UNet2DModel
-
-    torch.manual_seed(0)
-    model: Any = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
-    model.save_pretrained(tmp_path / "tiny" / "unet")
-    scheduler: Any = DDPMScheduler()
-    scheduler.save_pretrained(tmp_path / "tiny" / "scheduler")
-    small = probing.settings("digits", str(tmp_path / "tiny"), 0, 1, True) | {"levels": [0.002, 0.3]}
+def test_published_checkpoint_and_levels_outside_its_range(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    small = probing.settings("digits", str(tiny_checkpoint), 0, 1, True) | {"levels": [0.002, 0.3]}
     found = probing.run(**small, workdir=tmp_path / "work")
     assert (found["levels"], found["left_out"]) == ([0.3], [0.002])
     assert "skip" in found["kinds"]

@@ -550,8 +550,8 @@ def _record(path: Path, manifest: dict[str, Any]) -> np.ndarray:
 def _extract(path: Path, job: _Job, chunks: list[int], progress: bool) -> None:
     """Compute the chunks and write them to their places in the files."""
     ends = {chunk: min((chunk + 1) * CHUNK_ROWS, job.rows) for chunk in chunks}
-    todo = sum(end - chunk * CHUNK_ROWS for chunk, end in ends.items())
-    with _Writer(path) as writer, _bar(job, todo, progress) as bar:
+    remaining = sum(end - chunk * CHUNK_ROWS for chunk, end in ends.items())
+    with _Writer(path) as writer, _bar(job, remaining, progress) as bar:
         for chunk, rows, found in job.run(chunks):
             writer.put(rows, found)
             if rows.stop == ends[chunk]:

@@ -211,6 +211,20 @@ def peak_level(curve: np.ndarray, levels: Sequence[float]) -> float:
     return float(np.exp(np.clip(x[top] + shift, x[top - 1], x[top + 1])))
 
 
+def lasting_level(curve: np.ndarray, levels: Sequence[float], share: float = 0.75) -> float:
+    """Return the level up to which a curve (S,), once past its peak, keeps a share of its maximum.
+
+    Linear in log sigma between the levels; the last level where it keeps that share to the end.
+    """
+    x, top = np.log(levels), int(curve.argmax())
+    wanted = share * curve[top]
+    below = [s for s in range(top + 1, len(x)) if curve[s] < wanted]
+    if not below:
+        return float(levels[-1])
+    s = below[0]
+    return float(np.exp(x[s - 1] + (x[s] - x[s - 1]) * (curve[s - 1] - wanted) / (curve[s - 1] - curve[s])))
+
+
 class Shape(NamedTuple):
     """How curves of R runs over S levels run: see `shape`."""
 
