@@ -4,6 +4,7 @@
 its part. A process that was started alone does all of the work.
 """
 
+import atexit
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,11 @@ def processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    first_call = not torch.distributed.is_initialized()
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     state = PartialState(cpu=bool(on_cpu))
+    if first_call:
+        # Threads of a connection that is still open when the interpreter ends may abort the process.
+        atexit.register(state.destroy_process_group)
     device = torch.device("cpu") if state.device.type == "cpu" else state.device  # not one of its number
     return Processes(state.process_index, state.num_processes, device)
