@@ -22,6 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from molrg import features
 from molrg.arguments import integer
+from molrg.backpropagation import Backpropagation, applies
 from molrg.checkpoints import RunFile, optimizer_state, restore_optimizer
 from molrg.noise import Levels, as_distribution
 from molrg.training import Job, Trained, average_decay, own_randomness, streams, structure
@@ -62,7 +63,7 @@ class Stack:
         self.parameters = {name: value.detach() for name, value in self.parameters.items()}
         self._size = len(denoisers)
         # Without the bookkeeping of vmap, which costs a third of the time at small batches.
-        self._in_one_call = getattr(self.template, "takes_stacked_weights", False) and all(
+        self.in_one_call = getattr(self.template, "takes_stacked_weights", False) and all(
             torch.equal(value, value[:1].expand_as(value)) for value in self.buffers.values()
         )
 
@@ -121,7 +122,7 @@ class Stack:
         like = next(iter(self.parameters.values()))
         x = x.to(like)
         level = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
-        if self._in_one_call:
+        if self.in_one_call:
             x = x.expand(len(self), *x.shape[-2:])
             rows = level.expand(x.shape[:-1]) if level.ndim else level
             return function(self.template, self.parameters, (x, rows))
@@ -238,9 +239,10 @@ class _Run:
             for name, value in self.stack.parameters.items()
         }
         learns = {name for name, value in jobs[0].denoiser.named_parameters() if value.requires_grad}
-        self.learned = [
-            value.requires_grad_() for name, value in self.stack.parameters.items() if name in learns
-        ]
+        learned = {name: self.stack.parameters[name] for name in self.stack.parameters if name in learns}
+        self.learned = [value.requires_grad_() for value in learned.values()]
+        gradients = {name: torch.zeros_like(value) for name, value in learned.items()}
+        self._gradients = list(gradients.values())
         self.average = {name: value.detach().clone() for name, value in self.stack.parameters.items()}
         self._means = [self.average[name] for name in self.stack.parameters if name in learns]
         self.losses: list[Tensor] = []
@@ -256,6 +258,15 @@ class _Run:
             for rate, part in zip(self._rates, self._slices, strict=True)
         ]
         self.optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
+        for group, part in zip(self.optimizer.param_groups, self._slices, strict=True):
+            for parameter, gradient in zip(group["params"], self._gradients, strict=True):
+                parameter.grad = _transposed(gradient)[part]
+        template = self.stack.template
+        self._by_hand = (
+            Backpropagation(template, learned, gradients, jobs[0].batch_size)
+            if self.stack.in_one_call and applies(template)
+            else None
+        )
 
         self.batches = _Batches(jobs, self.learned[0])
         self._weightings = [
@@ -276,15 +287,14 @@ class _Run:
         """Make the next update; returns the loss of every network, (M,)."""
         number = self.steps_done
         x, sigma, aim = self.batches.draw()
-        error = (self.stack(x, sigma) - aim).square().mean(-1)
-        loss = (self._weights(sigma) * error).mean(-1)
-        gradients = [_transposed(each).contiguous() for each in torch.autograd.grad(loss.sum(), self.learned)]
-        for group, (lr, schedule), part in zip(
-            self.optimizer.param_groups, self._rates, self._slices, strict=True
-        ):
+        weights = self._weights(sigma)
+        if self._by_hand is not None:
+            loss = self._by_hand(x, sigma, aim, weights)
+        else:
+            loss = (weights * (self.stack(x, sigma) - aim).square().mean(-1)).mean(-1)
+            torch._foreach_copy_(self._gradients, torch.autograd.grad(loss.sum(), self.learned))
+        for group, (lr, schedule) in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * schedule(number / self.steps)
-            for parameter, gradient in zip(group["params"], gradients, strict=True):
-                parameter.grad = gradient[part]
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._means, self.learned, 1 - average_decay(self.ema, number))

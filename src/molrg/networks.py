@@ -141,11 +141,15 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        phase = (column(noise, x) * self.frequencies).expand(*x.shape[:-1], -1)
-        h = torch.cat([x, phase.cos(), phase.sin()], -1)
+        h = self.inputs(x, noise)
         for layer in self.hidden:
             h = layer(h)
         return self.last(h)
+
+    def inputs(self, x: Tensor, noise: float | Tensor) -> Tensor:
+        """Return h_0, (N, n + 2 frequencies)."""
+        phase = (column(noise, x) * self.frequencies).expand(*x.shape[:-1], -1)
+        return torch.cat([x, phase.cos(), phase.sin()], -1)
 
 
 class _Linear(nn.Linear):
@@ -284,10 +288,15 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return the denoised x, (N, n)."""
+        skip, out, inputs = self.parts(x, sigma)
+        return torch.addcmul(skip, out, self.network(*inputs))
+
+    def parts(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return c_skip x, c_out, and the two arguments of F: what D is made of beside F."""
         sigma = column(sigma, x)
         skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
         root = (sigma**2 + self.sigma_data**2).sqrt()
-        return torch.addcmul(skip * x, out, self.network(x / root, sigma.log().squeeze(-1) / 4))
+        return skip * x, out, (x / root, sigma.log().squeeze(-1) / 4)
 
 
 def _frequencies(count: int) -> Tensor:
