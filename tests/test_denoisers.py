@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molrg import images
+from molrg import images, published
 from molrg.experiments import denoisers
 
 
@@ -50,3 +50,13 @@ def test_the_large_unet_has_the_published_size() -> None:
     with torch.device("meta"):
         large = denoisers.build(colour, "unet-36m", width, depth, 0)
     assert sum(weight.numel() for weight in large.parameters()) / 1e6 == pytest.approx(35.7, abs=0.1)
+
+
+def test_levels_of_a_published_model_are_told_with_its_timesteps(tiny_checkpoint: Path) -> None:
+    denoiser = published.load(tiny_checkpoint)
+    levels = [0.1, 0.5]
+    line = denoisers.levels_line(str(tiny_checkpoint), levels, [0.001])
+    for level, step in zip(levels, denoiser.timesteps(torch.tensor(levels)), strict=True):
+        assert f"{level:g} (t = {step:.1f})" in line
+    assert line.endswith("left out, as it was not trained on them: 0.001")
+    assert denoisers.levels_line("unet", levels, []) == "noise levels sigma: 0.1, 0.5"

@@ -1,5 +1,6 @@
 """Probes against scikit-learn, against closed forms, and against themselves one at a time."""
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -233,3 +234,17 @@ def test_wrong_arguments_of_the_others_are_named() -> None:
         fit.snr(X, Y, denominator="all")
     with pytest.raises(ValueError, match=r"labels must have shape \(6,\)"):
         fit.accuracy(X, Y[:2])
+
+
+@pytest.mark.parametrize("dim", [4, 12, 40], ids=["more samples", "as many", "fewer"])
+@pytest.mark.parametrize("own_labels", [False, True])
+def test_class_subspaces_are_the_leading_singular_vectors(dim: int, own_labels: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(2, 36, dim, generator=generator, dtype=torch.float64) * torch.linspace(2, 0.1, dim)
+    labels = torch.stack([torch.arange(36) % 3, torch.arange(36) // 12])
+    bases = probes.class_subspaces(X, labels if own_labels else labels[0], 3, 3).bases
+    torch.testing.assert_close(bases.mT @ bases, torch.eye(3, dtype=torch.float64).expand(2, 3, 3, 3))
+    for probe, label in itertools.product(range(2), range(3)):
+        members = X[probe, labels[probe if own_labels else 0] == label]
+        expected = torch.linalg.svd(members).Vh[:3].T
+        assert (expected * bases[probe, label]).sum(0).abs().min() > 1 - 1e-10  # in order, but for the sign

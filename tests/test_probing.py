@@ -92,16 +92,6 @@ def test_reader_agrees_with_a_second_route() -> None:
     assert best - 0.1 <= found["linear"][0, 1, 0, layer] <= best + 0.03
 
 
-def test_class_bases_are_the_leading_singular_vectors() -> None:
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 90, 40, generator=generator) * torch.linspace(2, 0.1, 40)
-    labels = torch.arange(90) % 3
-    bases = probing.class_bases(values, labels, 3).bases
-    expected = probes.class_subspaces(values, labels, 5, 3).bases
-    torch.testing.assert_close(bases.mT @ bases, torch.eye(5).expand(2, 3, 5, 5))
-    torch.testing.assert_close(bases @ bases.mT, expected @ expected.mT, rtol=0, atol=1e-4)
-
-
 def test_pooled_takes_maps_tokens_and_vectors() -> None:
     maps = torch.arange(2 * 3 * 8 * 8.0).reshape(2, 3, 8, 8)
     expected = functional.avg_pool2d(maps, 2).flatten(1)

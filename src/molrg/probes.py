@@ -368,10 +368,9 @@ class ClassSubspaces:
 def class_subspaces(
     features: Tensor, labels: Tensor, rank: int, num_classes: int | None = None
 ) -> ClassSubspaces:
-    """Return per class the top `rank` left singular vectors of its features (P, N, D), not centred.
+    """Return per class the top `rank` right singular vectors of its features (P, N, D), not centred.
 
-    They are the leading eigenvectors of the class Gram matrices. Raises ValueError for wrong shapes or
-    ranges, or if a class has fewer than `rank` samples.
+    Raises ValueError for wrong shapes or ranges, or if a class has fewer than `rank` samples.
     """
     labels, num_classes = _check_training(features, labels, num_classes)
     rank = integer("rank", rank, 1, features.shape[2])
@@ -380,13 +379,20 @@ def class_subspaces(
         raise ValueError(f"rank {rank} needs as many samples in every class; the smallest has {fewest}")
     probes, _, dim = features.shape
     bases = features.new_empty(probes, num_classes, dim, rank)
-    for probe in range(probes):
-        target = labels if labels.ndim == 1 else labels[probe]
+    alike = [slice(None)] if labels.ndim == 1 else [slice(probe, probe + 1) for probe in range(probes)]
+    for rows, target in zip(alike, labels.reshape(len(alike), -1), strict=True):
         for label in range(num_classes):
-            members = features[probe, target == label]
-            vectors = torch.linalg.eigh(members.T @ members).eigenvectors
-            bases[probe, label] = vectors[:, -rank:].flip(1)
+            bases[rows, label] = _leading_directions(features[rows, target == label], rank)
     return ClassSubspaces(bases)
+
+
+def _leading_directions(samples: Tensor, rank: int) -> Tensor:
+    """Leading right singular vectors (P, D, rank) of (P, N, D), from the smaller of the Gram matrices."""
+    if samples.shape[1] >= samples.shape[2]:
+        return torch.linalg.eigh(samples.mT @ samples).eigenvectors[..., -rank:].flip(2)
+    vectors = torch.linalg.eigh(samples @ samples.mT).eigenvectors[..., -rank:].flip(2)
+    # A QR step makes the images of the vectors orthonormal to rounding, whatever their lengths.
+    return torch.linalg.qr(samples.mT @ vectors).Q
 
 
 def _chunks(features: Tensor) -> list[slice]:

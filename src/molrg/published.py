@@ -19,7 +19,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -111,16 +111,7 @@ class Published(nn.Module):
 
         Raises ValueError for a level outside `sigma_range`.
         """
-        wanted = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").detach()
-        low, high = self.sigma_range
-        inside = (wanted >= low * (1 - _ROUNDOFF)) & (wanted <= high * (1 + _ROUNDOFF))
-        if not inside.all():
-            raise ValueError(
-                f"sigma must lie from {low:.4g} to {high:.4g}, the noise levels that {self.name} was trained "
-                f"on, got {wanted[~inside].flatten()[0].item():.4g}"
-            )
-        steps = np.interp(wanted.log().numpy(), self._levels.log().numpy(), np.arange(len(self._levels)))
-        return torch.as_tensor(steps, dtype=torch.float64)
+        return timesteps(self._levels, sigma, self.name)
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return D(x, sigma), (N, n)."""
@@ -155,6 +146,31 @@ class Published(nn.Module):
             f"the checkpoint {self.name} is one of images of shape {self.shape} (channels, height, width), "
             f"and the data have shape {tuple(shape)}. {help}"
         )
+
+
+def levels_of(name_or_folder: str | Path, *, allow_bin: bool | None = None) -> Tensor:
+    """Return the noise levels of the denoiser that `load` would return, without reading its weights.
+
+    Raises as `load` for what is not there or not known.
+    """
+    return _schedule(_find(name_or_folder, _allowed(allow_bin)).scheduler, str(name_or_folder))[0]
+
+
+def timesteps(levels: Tensor, sigma: float | Sequence[float] | Tensor, name: str = "the model") -> Tensor:
+    """Return t(sigma), see `Published`, for the `levels` of all timesteps; float64 of the shape of sigma.
+
+    Raises ValueError, which says `name`, for a sigma outside the levels.
+    """
+    wanted = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").detach()
+    low, high = levels[0].item(), levels[-1].item()
+    inside = (wanted >= low * (1 - _ROUNDOFF)) & (wanted <= high * (1 + _ROUNDOFF))
+    if not inside.all():
+        raise ValueError(
+            f"sigma must lie from {low:.4g} to {high:.4g}, the noise levels that {name} was trained "
+            f"on, got {wanted[~inside].flatten()[0].item():.4g}"
+        )
+    steps = np.interp(wanted.log().numpy(), levels.log().numpy(), np.arange(len(levels)))
+    return torch.as_tensor(steps, dtype=torch.float64)
 
 
 def load(

@@ -103,6 +103,20 @@ def usable_levels(denoiser: nn.Module, levels: Sequence[float]) -> tuple[float, 
     return usable
 
 
+def levels_line(model: str, levels: Sequence[float], left_out: Sequence[float]) -> str:
+    """Return the line in which pages say at which levels a model was read, and which were left out.
+
+    A published model's timestep stands beside each level.
+    """
+    told = [f"{level:g}" for level in levels]
+    if model not in MODELS:
+        steps = published.timesteps(published.levels_of(model), levels, model).tolist()
+        told = [f"{level} (t = {step:.1f})" for level, step in zip(told, steps, strict=True)]
+    rest = ", ".join(f"{level:g}" for level in left_out)
+    outside = f"; left out, as it was not trained on them: {rest}" if rest else ""
+    return f"noise levels sigma: {', '.join(told)}{outside}"
+
+
 def build(data: Images, model: str, width: int, depth: int, seed: int) -> networks.Preconditioned:
     """Return an untrained denoiser of `data`.
 

@@ -336,7 +336,7 @@ class Reader:
             unit_test, _ = probes.unit_features(zt, mean)
             for g, (labels, test_labels, classes) in enumerate(self.labels):
                 fit = _fit(z, labels, classes, self.draw)
-                bases = class_bases(unit, labels, classes)
+                bases = probes.class_subspaces(unit, labels, _rank(labels, classes, width), classes)
                 for name, value in (
                     ("linear", fit.accuracy(zt, test_labels)),
                     ("linear_train", fit.accuracy(z, labels)),
@@ -351,8 +351,9 @@ class Reader:
         """Return how the denoised images relate to the classes' own images."""
         labels, _, classes = self.labels[0]
         pictures, csnr = self.pictures[0], []
+        rank = _rank(labels, classes, pictures.shape[1])
         for shift in (torch.zeros(()), pictures.mean(0)):
-            bases = class_bases((pictures - shift)[None], labels, classes)
+            bases = probes.class_subspaces((pictures - shift)[None], labels, rank, classes)
             csnr.append(bases.snr((denoised - shift)[None], labels, denominator="classes").item())
         return {"between": _between(denoised, labels, classes), "image_csnr": np.array(csnr)}
 
@@ -419,20 +420,9 @@ def pooled(activations: Tensor, places: int | None = None) -> Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(activations, (height, width)).flatten(1)
 
 
-def class_bases(values: Tensor, labels: Tensor, classes: int) -> probes.ClassSubspaces:
-    """Return the 5 leading singular vectors of each class of values (P, N, D), fewer in a smaller class.
-
-    They come from the Gram matrix of the class's samples, which here is smaller than that of the features.
-    """
-    fewest = int(labels.bincount(minlength=classes).min())
-    rank = min(_SUBSPACE_RANK, fewest, values.shape[2])
-    bases = []
-    for label in range(classes):
-        members = values[:, labels == label]
-        vectors = torch.linalg.eigh(members @ members.mT).eigenvectors[..., -rank:].flip(2)
-        # A QR step makes the images of the vectors orthonormal to rounding, whatever their lengths.
-        bases.append(torch.linalg.qr(members.mT @ vectors).Q)
-    return probes.ClassSubspaces(torch.stack(bases, 1))
+def _rank(labels: Tensor, classes: int, dim: int) -> int:
+    """The rank of class subspaces: as published, or as much as the smallest class and the dimension allow."""
+    return min(_SUBSPACE_RANK, int(labels.bincount(minlength=classes).min()), dim)
 
 
 def _on_grid(
