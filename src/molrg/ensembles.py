@@ -245,7 +245,9 @@ class _Run:
         self._gradients = list(gradients.values())
         self.average = {name: value.detach().clone() for name, value in self.stack.parameters.items()}
         self._means = [self.average[name] for name in self.stack.parameters if name in learns]
-        self.losses: list[Tensor] = []
+        # In one piece: many small arrays that stay would cut up the memory that steps and checkpoints reuse.
+        self.losses = self.learned[0].new_empty(self.steps, len(jobs))
+        self.steps_done = 0
 
         # Members with the same step size are a slice of every stacked tensor, and one group of the optimizer.
         rates = [(job.lr, job.schedule) for job in jobs]
@@ -274,10 +276,6 @@ class _Run:
             for members in _equal([_weighting_key(job) for job in jobs])
         ]
 
-    @property
-    def steps_done(self) -> int:
-        return len(self.losses)
-
     def seed_dropout(self) -> None:
         """Seed PyTorch's own generators, from which dropout draws."""
         for stream in streams(self.device):
@@ -298,12 +296,13 @@ class _Run:
         self.optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._means, self.learned, 1 - average_decay(self.ema, number))
-        self.losses.append(loss.detach())
-        return self.losses[-1]
+        self.losses[number] = loss.detach()
+        self.steps_done += 1
+        return self.losses[number]
 
     def trained(self) -> list[Trained]:
         """The results, in the order of the jobs."""
-        losses = torch.stack(self.losses).double().cpu()
+        losses = self.losses.double().cpu()
         networks = self.stack.unstack(self.average)
         return [Trained(network, losses[:, i].clone()) for i, network in enumerate(networks)]
 
@@ -321,7 +320,7 @@ class _Run:
         for place, generator in enumerate(self.batches.generators):
             state[f"generator.{place}"] = generator.get_state()
         state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams(self.device))}
-        state["losses"] = torch.stack(self.losses)
+        state["losses"] = self.losses[: self.steps_done]
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -335,7 +334,8 @@ class _Run:
             generator.set_state(state[f"generator.{place}"])
         for place, stream in enumerate(streams(self.device)):
             stream.set_state(state[f"stream.{place}"])
-        self.losses = list(state["losses"].to(self.device))
+        self.steps_done = len(state["losses"])
+        self.losses[: self.steps_done] = state["losses"]
 
     def _weights(self, sigma: Tensor) -> Tensor:
         if len(self._weightings) == 1:
