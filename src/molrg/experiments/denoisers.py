@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, int]] = {
     "unet-36m": {"width": 128, "depth": 2, "steps": 100_000, "batch_size": 512},
     "dit-b": {"width": 768, "depth": 12, "steps": 100_000, "batch_size": 256},
 }
-"""Of the first three, what a processor core trains in a quarter of an hour; the others are for a GPU."""
+"""Of the first three, what a processor core trains in half an hour at most; the others are for a GPU."""
 
 MODELS = tuple(SETTINGS)
 
