@@ -201,14 +201,15 @@ def plain(layer: str) -> str:
 
 def peak_level(curve: np.ndarray, levels: Sequence[float]) -> float:
     """Return where a curve (S,) is highest: the top of the parabola in log sigma through its highest point
-    and its neighbours, or the end of the grid where that point lies there."""
+    and its neighbours, or the end of the grid where that point lies there. Rounded to nine digits after the
+    point, so that ties between curves do not hang on roundoff."""
     top, x = int(np.argmax(curve)), np.log(levels)
     if top in (0, len(x) - 1):
         return float(levels[top])
     around = slice(top - 1, top + 2)
     bend, slope, _ = np.polyfit(x[around] - x[top], curve[around], 2)
     shift = -slope / (2 * bend) if bend < 0 else 0.0
-    return float(np.exp(np.clip(x[top] + shift, x[top - 1], x[top + 1])))
+    return round(float(np.exp(np.clip(x[top] + shift, x[top - 1], x[top + 1]))), 9)
 
 
 def lasting_level(curve: np.ndarray, levels: Sequence[float], share: float = 0.75) -> float:
