@@ -156,7 +156,7 @@ def settings(dataset: str, study: str, scale: str, seeds: int, smoke: bool) -> d
         if small
         else {"sizes": [256, 1024], "times": [64], "unet": [32, 64]}[study],
         "depth": 1 if small and study == "unet" else 2,
-        "sizes": [4**k for k in range(3, 8)] if small else [2**k for k in range(6, 16)],
+        "sizes": [2**k for k in range(6, 15 if small else 16)],
         "steps": [4000] if small else [100_000],
         "batch_size": 64 if small else 128,
         "lr": 2e-3 if small else 1e-3,
