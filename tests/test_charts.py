@@ -176,3 +176,12 @@ def test_a_picture_is_a_png_in_its_url() -> None:
     assert head == "data:image/png;base64"
     back = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
     assert (back == pixels.repeat(2, 0).repeat(2, 1)).all()
+
+
+def test_a_table_has_a_head_and_a_body_for_each_group() -> None:
+    shown = charts.table(["N", "f<sub>N</sub>"], [[64, "a"], [128, "b"]], [[256, "c"]]).data
+    assert shown == (
+        "<table class='table table-sm'><thead><tr><th>N</th><th>f<sub>N</sub></th></tr></thead>"
+        "<tbody><tr><td>64</td><td>a</td></tr><tr><td>128</td><td>b</td></tr></tbody>"
+        "<tbody><tr><td>256</td><td>c</td></tr></tbody></table>"
+    )

@@ -1,4 +1,4 @@
-"""Figures: Vega-Lite charts that look the same on screen, on paper, in the dark and without a network.
+"""Tables, and Vega-Lite charts that look the same on screen, on paper, in the dark and without a network.
 
 `show` turns an Altair chart, or a Vega-Lite specification, into an output with two faces: the specification,
 which the book draws in the reader's browser, and a PNG for places that cannot. Both are deterministic:
@@ -108,6 +108,17 @@ def show(chart: Any, description: str) -> Figure:
         spec = {"width": "container", "height": HEIGHT} | spec
         spec.setdefault("autosize", {"type": "fit-x", "contains": "padding"})
     return Figure(_name_data(_round(spec)), description)
+
+
+def table(head: Sequence[Any], *groups: Sequence[Sequence[Any]]) -> Any:
+    """A table with a row of headings and groups of rows, as HTML to display; entries may be HTML too."""
+    from IPython.display import HTML
+
+    def line(tag: str, row: Sequence[Any]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{entry}</{tag}>" for entry in row) + "</tr>"
+
+    bodies = "".join("<tbody>" + "".join(line("td", row) for row in group) + "</tbody>" for group in groups)
+    return HTML(f"<table class='table table-sm'><thead>{line('th', head)}</thead>{bodies}</table>")
 
 
 def curves(
