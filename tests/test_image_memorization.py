@@ -178,3 +178,25 @@ def test_nearest_two_finds_copies_and_their_distances() -> None:
     assert distances[0].max() < 2e-6
     second = (points[7] - points).square().mean(1).sqrt().sort().values[1]
     assert distances[1, 0].item() == pytest.approx(second.item(), rel=1e-4)
+
+
+def test_copies_are_nearer_than_what_was_held_out() -> None:
+    """Two seeds, one width, one N: held-out images at 1 ... 20, generated ones around their 5% quantile."""
+    held = np.tile(np.arange(1.0, 21.0), (2, 1, 2, 1))  # (R, N, 2, H)
+    threshold = np.quantile(held[0, 0, 0], 0.05)
+    near = np.array([[threshold - 0.1, threshold + 0.1], [threshold + 1, threshold + 2]])
+    nearest = np.stack([near, near + 1], 1)[:, None, None, None]  # (R, W, N, T, 2, G)
+    score = experiment.gl_score({"held_nearest": held, "nearest": nearest})
+    assert score.shape == (2, 1, 1, 1)
+    assert score.flatten().tolist() == [0.5, 1.0]
+
+
+def test_accuracies_are_of_the_layer_that_is_read_best_with_clean_input() -> None:
+    correct = np.zeros((1, 1, 1, 1, 2, 3, 4, 2))  # (R, W, N, T, I, S, L, B)
+    correct[:, :, :, :, 0, :, 1] = 5  # clean input, second layer
+    correct[:, :, :, :, 1, :, 2] = 9  # noisy input, third layer
+    correct[:, :, :, :, 0, :, 3] = 8  # the denoised image is no layer
+    found = {"correct": correct, "block": 10}
+    assert experiment.read_layer(found, 0) == 1
+    assert experiment.accuracy(found, 0, 0, 0, 0).tolist() == [[[50.0] * 2] * 3]
+    assert experiment.accuracy(found, 0, 0, 0, 1, -1).max() == 0

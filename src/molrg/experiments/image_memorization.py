@@ -225,6 +225,34 @@ def readouts(denoiser: nn.Module) -> tuple[str, ...]:
     return (*(layer for layer in layers if "down" not in layer), features.DENOISED)
 
 
+def gl_score(found: dict[str, Any], quantile: float = 0.05) -> np.ndarray:
+    """Return the share (R, W, N, T) of generated images that are no copies, of what `run` found.
+
+    A copy is nearer to the training set than that quantile of real images held out from it.
+    """
+    threshold = np.quantile(found["held_nearest"][:, :, 0].astype(float), quantile, axis=-1)  # (R, N)
+    new: np.ndarray = found["nearest"][:, :, :, :, 0] > threshold[:, None, :, None, None]
+    return new.mean(-1)
+
+
+def read_layer(found: dict[str, Any], w: int) -> int:
+    """Return the layer of a width that is read best with clean input over all N, levels and seeds."""
+    clean = found["correct"][:, w, :, :, INPUTS.index("clean"), :, :-1]
+    return int(clean.mean((0, 1, 2, 3, 5)).argmax())
+
+
+def accuracy(
+    found: dict[str, Any], w: int, n: int, t: int, kind: int, layer: int | None = None
+) -> np.ndarray:
+    """Return the accuracies (R, S, B) in percent of one layer, by default `read_layer`.
+
+    Layer -1 is the denoised image; `kind` is a place in INPUTS.
+    """
+    layer = read_layer(found, w) if layer is None else layer
+    correct: np.ndarray = found["correct"][:, w, n, t, kind, :, layer]
+    return 100 * correct / found["block"]
+
+
 class Shape(NamedTuple):
     """How an accuracy runs over the noise level: see `shape`."""
 
