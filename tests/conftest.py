@@ -1,11 +1,13 @@
-"""A small page and a small clone of the repository, for the tests of what handles pages."""
+"""The same draws in every run; a small page and a small clone, for the tests of what handles pages."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """\
@@ -22,6 +24,18 @@ kernelspec:
 
 # A page
 """
+
+# `pytest --hypothesis-profile search` looks for new counterexamples.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Start networks made without a generator alike in every run."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)  # an import of its own would cost the other tests seconds
 
 
 @pytest.fixture(scope="session")

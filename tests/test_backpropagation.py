@@ -32,7 +32,7 @@ def network(dim: int = 5, depth: int = 2, frequencies: int = 3, **options: Any) 
     transposed=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_losses_and_gradients_are_those_of_autograd(
     members: int,
     batch: int,

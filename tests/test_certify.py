@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from molrg import certify, peaks, rigorous, snr
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 1000), st.integers(1, 200), st.floats(0.01, 0.9))
 def test_theorem_against_the_peak_finder(num_classes: int, rank: int, delta: float) -> None:
     found = certify.theorem(num_classes, rank, delta)
@@ -157,7 +157,7 @@ def test_moments_of_an_interval_over_two_pieces_are_refused(moments: tuple[Any, 
         moments[1].at(-2.0, 0.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(0, 10**6), st.floats(-1, 1))
 def test_softmax_is_bounded_in_the_sector(num_classes: int, seed: int, share: float) -> None:
     angle, floor = (float(value) for value in certify._sector(num_classes))

@@ -196,7 +196,7 @@ def test_no_overflow_at_the_ends() -> None:
 # --- identities ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000),
     num_points=st.integers(1, 40),

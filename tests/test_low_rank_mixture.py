@@ -171,7 +171,7 @@ def test_posterior_mean_is_a_projection(name: str) -> None:
     assert product.mean().abs() > 5 * product.std() / math.sqrt(len(product))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     ranks=st.lists(st.integers(1, 3), min_size=2, max_size=4),
     delta=st.floats(0.02, 0.95),
@@ -227,7 +227,7 @@ def test_symmetries(
     close(permuted.log_prob(x, sigma), log_prob)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     delta=st.floats(0.02, 0.95),
     sigma=st.floats(1e-2, 20),

@@ -40,7 +40,7 @@ def test_ambiguity_of_two_classes_by_a_plane_integral(rank: int, delta: float, s
     assert float(mmse.ambiguity(2, rank, delta, sigma)) == pytest.approx(gap**2 * integral, rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     num_classes=st.integers(2, 200),
     rank=st.integers(1, 50),

@@ -180,7 +180,7 @@ def test_linear_accuracy_against_fitted_discriminants() -> None:
     assert abs(mean[1] - float(read.linear_fine.value)) < 4 * error[1] + 0.01
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(
     s=st.integers(2, 6),
     m=st.integers(2, 6),

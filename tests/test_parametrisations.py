@@ -62,7 +62,7 @@ def test_velocities_are_derivatives() -> None:
             torch.testing.assert_close(convert(x0, x, sigma, "x0", name), slope, rtol=1e-7, atol=1e-8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sigma=st.floats(1e-3, 1e3),
     names=st.tuples(*[st.sampled_from(PARAMETRISATIONS)] * 3),

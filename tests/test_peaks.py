@@ -20,7 +20,7 @@ def bump(place: float, width: float = 1.0) -> Curve:
     return lambda s: 3 / np.cosh(np.log(s / place) / width)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(2e-3, 50), st.floats(0.2, 3), st.floats(-0.5, 0.5))
 def test_place_and_height_of_a_lopsided_peak(place: float, width: float, tilt: float) -> None:
     """The curve u e^{-u}, u a power of sigma times something that grows with it, has its top at u = 1."""

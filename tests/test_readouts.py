@@ -72,7 +72,7 @@ def test_bayes_accuracy_in_closed_form() -> None:
     assert float(readouts.bayes_accuracy(2, 2, 0.3, 0.4)) == pytest.approx(rho / (1 + rho), abs=1e-13)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     num_classes=st.integers(2, 1000),
     rank=st.integers(1, 200),

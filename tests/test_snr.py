@@ -378,7 +378,7 @@ def test_refined_has_the_limits() -> None:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_classes=st.integers(2, 1000),
     rank=st.integers(1, 3000),
@@ -419,7 +419,7 @@ def test_dimension_enters_only_with_complement_and_residual() -> None:
         torch.testing.assert_close(snr.exact(2, 5, 0.2, [0.3, 0.5], **arguments), same)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     num_classes=st.integers(2, 1000),
     rank=st.integers(1, 200),

@@ -108,7 +108,7 @@ def test_equal_classes(noisy: bool, average: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     ranks=st.lists(st.integers(1, 40), min_size=2, max_size=3),
     delta=st.floats(0.02, 0.9),
