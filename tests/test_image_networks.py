@@ -41,31 +41,31 @@ def images(shape: tuple[int, int, int], count: int = 3) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_equals_the_model_of_diffusers_on_padded_images(name: str, shape: tuple[int, int, int]) -> None:
-    network, x = randomised(small(name, shape)).eval(), images(shape)
+    network, x = randomised(small(name, shape)).double().eval(), images(shape).double()
     _, height, width = shape
     side = max(height + height % 2, width + width % 2)
     padded = (side, side) if name == "dit" else (height + height % 2, width + width % 2)
     pictures = functional.pad(
         x.unflatten(1, shape), (0, padded[1] - width, 0, padded[0] - height), mode="replicate"
     )
-    steps = torch.tensor([-30.0, 0.0, 55.0])
+    steps = torch.tensor([-30.0, 0.0, 55.0], dtype=torch.float64)
     labels = {"class_labels": torch.zeros(3, dtype=torch.int64)} if name == "dit" else {}
     with torch.no_grad():
         expected = network.model(pictures, steps, **labels).sample[:, :, :height, :width]
         found = network(x, steps / 100)
     assert found.shape == x.shape
-    torch.testing.assert_close(found.unflatten(1, shape), expected)
+    torch.testing.assert_close(found.unflatten(1, shape), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_scalar_and_per_sample_levels_agree(name: str) -> None:
-    network = networks.Preconditioned(randomised(small(name)), 0.7).eval()
-    x = images((3, 7, 5), 4)
+    network = networks.Preconditioned(randomised(small(name)), 0.7).double().eval()
+    x = images((3, 7, 5), 4).double()
     with torch.no_grad():
         per_sample = network(x, torch.tensor([0.1, 0.5, 0.5, 2.0]))
         assert per_sample.shape == x.shape
-        torch.testing.assert_close(per_sample[1:3], network(x, 0.5)[1:3])
-        torch.testing.assert_close(per_sample[3:], network(x[3:], torch.tensor(2.0)))
+        torch.testing.assert_close(per_sample[1:3], network(x, 0.5)[1:3], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(per_sample[3:], network(x[3:], torch.tensor(2.0)), rtol=1e-9, atol=1e-9)
         assert (network(x, 0.5) - network(x, 2.0)).abs().max() > 1e-2
 
 

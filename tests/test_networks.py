@@ -34,13 +34,13 @@ def randomised(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["mlp", "subspace"])
 def test_scalar_and_per_sample_levels_agree(name: str) -> None:
-    network = networks.Preconditioned(randomised(small(name)), 0.7)
-    x = torch.randn(4, DIM[name], generator=generator(1))
+    network = networks.Preconditioned(randomised(small(name)), 0.7).double()
+    x = torch.randn(4, DIM[name], generator=generator(1)).double()
     with torch.no_grad():
         per_sample = network(x, torch.tensor([0.1, 0.5, 0.5, 2.0]))
         assert per_sample.shape == x.shape
-        torch.testing.assert_close(per_sample[1:3], network(x, 0.5)[1:3])
-        torch.testing.assert_close(per_sample[3:], network(x[3:], torch.tensor(2.0)))
+        torch.testing.assert_close(per_sample[1:3], network(x, 0.5)[1:3], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(per_sample[3:], network(x[3:], torch.tensor(2.0)), rtol=1e-9, atol=1e-9)
         assert (network(x, 0.5) - network(x, 2.0)).abs().max() > 1e-2
 
 
