@@ -169,7 +169,7 @@ def settings(dataset: str, study: str, scale: str, seeds: int, smoke: bool) -> d
         chosen["sizes"] = [64 if small else 4096]
         chosen["steps"] = [(125 if small else 3125) * 2**k for k in range(7 if small else 8)]
     if small and study == "unet":
-        chosen |= {"sizes": [64], "steps": [350, 700]}
+        chosen |= {"sizes": [64, 1024, 16_384], "steps": [350, 700]}
         chosen["levels"] = list(noise.IMAGE_LEVELS[2:])
     if smoke:
         chosen |= {"shrink": 1, "widths": [8], "depth": 1, "sizes": [16, 256], "batch_size": 16}
