@@ -8,6 +8,7 @@ pass unseen, and at other parameters it is shown.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,11 +45,16 @@ def load(path: Path | None = None) -> dict[str, Claim]:
 
     Raises `ValueError`, naming the claim, for a missing, unknown or empty key and for an unknown verdict.
     """
+    path = path or LEDGER
+    entries = _entries(path.read_text(encoding="utf-8"))
+    return {claim_id: _claim(claim_id, entry, path) for claim_id, entry in entries.items()}
+
+
+@lru_cache(maxsize=1)  # the build asks for every page, and reading YAML takes half a second
+def _entries(text: str) -> Mapping[str, Any]:
     import yaml
 
-    path = path or LEDGER
-    entries = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return {claim_id: _claim(claim_id, entry, path) for claim_id, entry in entries.items()}
+    return yaml.safe_load(text) or {}
 
 
 def _claim(claim_id: str, entry: Mapping[str, Any], path: Path) -> Claim:

@@ -94,6 +94,7 @@ class _Module:
             for each in set(_bound(statement)):
                 self.definitions.setdefault(each, []).append(statement)
         self.effects = list(filter(self._acts, self.statements))  # they count with any part of the module
+        self._parts: dict[str, tuple[str, list[tuple[str, str | None]]]] = {}
 
     def _acts(self, statement: ast.stmt) -> bool:
         """Whether a statement may do more, when the module is imported, than bind its names."""
@@ -108,6 +109,13 @@ class _Module:
 
     def everything(self) -> dict[str, str]:
         return {f"{self.name}.{i}": _canonical(s) for i, s in enumerate(self.statements)}
+
+    def part(self, name: str, statements: list[ast.stmt]) -> tuple[str, list[tuple[str, str | None]]]:
+        """The canonical text of the statements of a name in the module, and what they use; found once."""
+        if name not in self._parts:
+            text = "\n".join(map(_canonical, statements))
+            self._parts[name] = text, list(self.names_used(statements))
+        return self._parts[name]
 
     def names_used(self, nodes: Iterable[ast.AST]) -> Iterator[tuple[str, str | None]]:
         """What the names in some nodes stand for: (module, name in it), or (module, None) for all of it."""
@@ -170,9 +178,9 @@ def _reach(start: Iterable[tuple[str, str | None]], sources: Mapping[str, str] =
     waiting = list(start)
     seen: set[tuple[str, str | None]] = set()
 
-    def count(module: _Module, name: str, parts: list[ast.stmt]) -> None:
-        reached[name] = "\n".join(map(_canonical, parts))
-        waiting.extend(module.names_used(parts))
+    def count(module: _Module, name: str, statements: list[ast.stmt]) -> None:
+        reached[name], used = module.part(name, statements)
+        waiting.extend(used)
 
     while waiting:
         if (target := waiting.pop()) in seen:
