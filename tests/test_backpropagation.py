@@ -53,10 +53,12 @@ def test_losses_and_gradients_are_those_of_autograd(
     gradients = {name: torch.full_like(value, torch.nan) for name, value in parameters.items()}
     assert applies(stack.template)
     by_hand = Backpropagation(stack.template, parameters, gradients, batch)
-    for _ in range(2):  # the second time in arrays that were used
+    for step in range(3):  # in arrays that were used; in the last step at levels that were used
         x, aim = torch.randn(2, members, batch, dim, dtype=torch.float64)
-        sigma, weights = torch.rand(2, members, batch, dtype=torch.float64) * 3 + 0.01
-        losses = by_hand(x, sigma, aim, weights)
+        if step < 2:
+            sigma, weights = torch.rand(2, members, batch, dtype=torch.float64) * 3 + 0.01
+            by_hand.at(sigma, weights)
+        losses = by_hand(x, aim)
         expected = (weights * (stack(x, sigma) - aim).square().mean(-1)).mean(-1)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=1e-14)
         theirs = torch.autograd.grad(expected.sum(), list(parameters.values()))

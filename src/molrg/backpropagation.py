@@ -1,7 +1,8 @@
 """The gradients of M plain networks at once, written out.
 
 For small networks autograd costs a fifth of a training step and more: it makes every array anew, far from the
-processor's cache. Here each is made once and used in all steps.
+processor's cache. Here each is made once and used in all steps, and what depends on the noise levels alone is
+computed when they change.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,10 @@ from typing import TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from molrg.networks import FeedForward, Preconditioned
+from molrg.networks import FeedForward, Preconditioned, waves
+
+# relu's own backward step, g [h > 0], in place.
+_masked = torch.ops.aten.threshold_backward.grad_input
 
 
 def applies(denoiser: nn.Module) -> TypeGuard[Preconditioned]:
@@ -57,29 +61,39 @@ class Backpropagation:
                 (parameters, "weight"), (parameters, "bias"), (gradients, "weight"), (gradients, "bias"),
             )
         )  # fmt: skip
-        members = len(self._weights[0])
-        self._outputs, self._backward = (
-            [weight.new_empty(members, batch_size, weight.shape[1]) for weight in self._weights]
-            for _ in range(2)
-        )
+        members, _, inputs = self._weights[0].shape
+        new = self._weights[0].new_empty
+        # h_0 to the output, and the gradients with respect to all but h_0.
+        self._h = [new(members, batch_size, inputs)]
+        self._h += [new(members, batch_size, weight.shape[1]) for weight in self._weights]
+        self._g = [torch.empty_like(h) for h in self._h[1:]]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: Tensor, aim: Tensor, weights: Tensor) -> Tensor:
-        """Set the gradients and return the losses (M,), for x, aim (M, B, n) and sigma, weights (M, B)."""
-        skip, out, inputs = self._denoiser.parts(x, sigma)
-        h = [self._network.inputs(*inputs), *self._outputs]
+    def at(self, sigma: Tensor, weights: Tensor) -> None:
+        """Set the noise levels and the weights of the samples, (M, B) each, of the steps that follow."""
+        self._skip, self._out, self._root, noise = self._denoiser.coefficients(sigma.unsqueeze(-1))
+        told = waves(noise, self._network.frequencies)
+        self._h[0][..., self._h[0].shape[-1] - told.shape[-1] :] = told
+        self._sample_weights = weights
+        self._into_g = self._out * weights.unsqueeze(-1) * (2 / self._h[-1][0].numel())
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, aim: Tensor) -> Tensor:
+        """Set the gradients and return the losses (M,), for x and aim (M, B, n)."""
+        h, g = self._h, self._g
+        torch.div(x, self._root, out=h[0][..., : x.shape[-1]])
         for i, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
             if i > 0:
                 h[i].relu_()
             torch.baddbmm(bias.unsqueeze(1), h[i], weight.mT, out=h[i + 1])
 
-        error = torch.addcmul(skip, out, h[-1]).sub_(aim)
-        loss = (weights * error.square().mean(-1)).mean(-1)
-        torch.mul(error, out * weights[..., None] * (2 / error[0].numel()), out=self._backward[-1])
+        error = torch.addcmul(self._skip * x, self._out, h[-1]).sub_(aim)
+        loss = (self._sample_weights * error.square().mean(-1)).mean(-1)
+        torch.mul(error, self._into_g, out=g[-1])
         for i in reversed(range(len(self._weights))):
-            g = self._backward[i]
-            torch.bmm(h[i].mT, g, out=self._into_weights[i].mT)
-            torch.sum(g, 1, out=self._into_biases[i])
+            torch.bmm(h[i].mT, g[i], out=self._into_weights[i].mT)
+            torch.sum(g[i], 1, out=self._into_biases[i])
             if i > 0:
-                torch.bmm(g, self._weights[i], out=self._backward[i - 1]).mul_(h[i].sign_())
+                torch.bmm(g[i], self._weights[i], out=g[i - 1])
+                _masked(g[i - 1], h[i], 0, grad_input=g[i - 1])
         return loss

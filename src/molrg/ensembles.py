@@ -104,12 +104,17 @@ class Stack:
     def unstack(self, parameters: dict[str, Tensor] | None = None) -> list[nn.Module]:
         """Return the networks, in evaluation mode; with `parameters`, (M, ...) each, in their place."""
         values = self.parameters if parameters is None else parameters
+        own = dict(self.template.named_parameters())
+        buffers = dict(self.template.named_buffers())
         networks = []
         for i in range(len(self)):
-            network = copy.deepcopy(self.template)
-            state = {name: value[i] for name, value in (values | self.buffers).items()}
-            network.load_state_dict(state, strict=False)
-            networks.append(network.eval())
+            # A copy of the template with each network's tensors in the place of its own.
+            parts: dict[int, Any] = {
+                id(parameter): nn.Parameter(_row(values[name], i), parameter.requires_grad)
+                for name, parameter in own.items()
+            }
+            parts |= {id(buffer): _row(self.buffers[name], i) for name, buffer in buffers.items()}
+            networks.append(copy.deepcopy(self.template, parts).eval())
         return networks
 
     def to(self, device: torch.device) -> None:
@@ -275,6 +280,8 @@ class _Run:
             (jobs[members[0]].loss_weighting, torch.tensor(members, device=device))
             for members in _equal([_weighting_key(job) for job in jobs])
         ]
+        self._sigma: Tensor | None = None
+        self._weights: Tensor
 
     def seed_dropout(self) -> None:
         """Seed PyTorch's own generators, from which dropout draws."""
@@ -285,11 +292,14 @@ class _Run:
         """Make the next update; returns the loss of every network, (M,)."""
         number = self.steps_done
         x, sigma, aim = self.batches.draw()
-        weights = self._weights(sigma)
+        if sigma is not self._sigma:
+            self._sigma, self._weights = sigma, self._weigh(sigma)
+            if self._by_hand is not None:
+                self._by_hand.at(sigma, self._weights)
         if self._by_hand is not None:
-            loss = self._by_hand(x, sigma, aim, weights)
+            loss = self._by_hand(x, aim)
         else:
-            loss = (weights * (self.stack(x, sigma) - aim).square().mean(-1)).mean(-1)
+            loss = (self._weights * (self.stack(x, sigma) - aim).square().mean(-1)).mean(-1)
             torch._foreach_copy_(self._gradients, torch.autograd.grad(loss.sum(), self.learned))
         for group, (lr, schedule) in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = lr * schedule(number / self.steps)
@@ -337,7 +347,7 @@ class _Run:
         self.steps_done = len(state["losses"])
         self.losses[: self.steps_done] = state["losses"]
 
-    def _weights(self, sigma: Tensor) -> Tensor:
+    def _weigh(self, sigma: Tensor) -> Tensor:
         if len(self._weightings) == 1:
             return self._weightings[0][0](sigma)
         weights = torch.empty_like(sigma)
@@ -382,6 +392,8 @@ class _Batches:
             for each, one in zip(distributions, single, strict=True)
         ]
         self._fixed = torch.tensor(fixed, dtype=self.dtype, device=self.device)[:, None]
+        # Where all stay, these are the levels of every step.
+        self._sigma = self._fixed.repeat(1, self.size) if all(single) else None
         self._targets = [
             (target, torch.tensor(members, device=self.device))
             for members in _equal([job.target for job in jobs])
@@ -399,7 +411,9 @@ class _Batches:
             rows.append(torch.randint(count, (size,), **draw))
             levels.append(distribution.sample(size, generator).to(self.dtype))
             noise.append(torch.randn(size, dim, dtype=self.dtype, **draw))
-        sigma = torch.where(self._fixed > 0, self._fixed, self._each(levels))
+        sigma = self._sigma
+        if sigma is None:
+            sigma = torch.where(self._fixed > 0, self._fixed, self._each(levels))
         places = self._each(rows) + self._offset
         aim = self.data.index_select(0, places.flatten()).unflatten(0, places.shape)
         x = torch.addcmul(aim, sigma[..., None], self._each(noise))
@@ -459,6 +473,11 @@ def _weighting_key(job: Job) -> Any:
         return job.weighting
     own = getattr(job.denoiser, "sigma_data", None)
     return id(job.data) if own is None else float(own)
+
+
+def _row(stacked: Tensor, i: int) -> Tensor:
+    """The part of network i, in memory of its own."""
+    return stacked[i].detach().clone(memory_format=torch.contiguous_format)
 
 
 def _transposed(value: Tensor) -> Tensor:

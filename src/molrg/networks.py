@@ -141,15 +141,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        h = self.inputs(x, noise)
+        told = waves(column(noise, x), self.frequencies)
+        h = torch.cat([x, told.expand(*x.shape[:-1], -1)], -1)
         for layer in self.hidden:
             h = layer(h)
         return self.last(h)
-
-    def inputs(self, x: Tensor, noise: float | Tensor) -> Tensor:
-        """Return h_0, (N, n + 2 frequencies)."""
-        phase = (column(noise, x) * self.frequencies).expand(*x.shape[:-1], -1)
-        return torch.cat([x, phase.cos(), phase.sin()], -1)
 
 
 class _Linear(nn.Linear):
@@ -224,8 +220,7 @@ class _NoiseEmbedding(nn.Module):
         self.linear = nn.Linear(width, width)
 
     def forward(self, noise: Tensor) -> Tensor:
-        phase = noise * self.frequencies
-        return functional.silu(self.linear(torch.cat([phase.cos(), phase.sin()], 1)))
+        return functional.silu(self.linear(waves(noise, self.frequencies)))
 
 
 class _ResidualBlock(nn.Module):
@@ -288,15 +283,19 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return the denoised x, (N, n)."""
-        skip, out, inputs = self.parts(x, sigma)
-        return torch.addcmul(skip, out, self.network(*inputs))
+        skip, out, root, noise = self.coefficients(column(sigma, x))
+        return torch.addcmul(skip * x, out, self.network(x / root, noise.squeeze(-1)))
 
-    def parts(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Return c_skip x, c_out, and the two arguments of F: what D is made of beside F."""
-        sigma = column(sigma, x)
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return c_skip, c_out, 1/c_in and log(sigma)/4, each in the shape of sigma."""
         skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
-        root = (sigma**2 + self.sigma_data**2).sqrt()
-        return skip * x, out, (x / root, sigma.log().squeeze(-1) / 4)
+        return skip, out, (sigma**2 + self.sigma_data**2).sqrt(), sigma.log() / 4
+
+
+def waves(noise: Tensor, frequencies: Tensor) -> Tensor:
+    """Return [cos(f c), sin(f c)], (..., 2 frequencies), for c of shape (..., 1)."""
+    phase = noise * frequencies
+    return torch.cat([phase.cos(), phase.sin()], -1)
 
 
 def _frequencies(count: int) -> Tensor:
