@@ -243,6 +243,28 @@ def test_a_stack_is_its_networks() -> None:
         torch.testing.assert_close(stack.unstack()[1](x[0], 0.4), shared[1])
 
 
+class Scaled(nn.Module):
+    """A denoiser with a buffer that its `state_dict` leaves out, of two values."""
+
+    scale: torch.Tensor
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return x * self.weight * self.scale
+
+
+def test_buffers_outside_the_state_dict_stay_with_their_networks() -> None:
+    networks = [Scaled(1.0), Scaled(2.0)]
+    copies = ensembles.Stack(networks).unstack()
+    assert [float(copy.get_buffer("scale")) for copy in copies] == [1, 2]
+    copies[1].get_buffer("scale").zero_()
+    assert [float(each.get_buffer("scale")) for each in networks] == [1, 2]
+
+
 def test_features_of_a_stack_are_those_of_its_networks() -> None:
     networks: list[nn.Module] = [network(seed, dropout=0.5) for seed in range(3)]
     stack = ensembles.Stack(networks)

@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.optim.adam import adam
 
 from molrg import features
 from molrg.arguments import integer
 from molrg.backpropagation import Backpropagation, applies
-from molrg.checkpoints import RunFile, optimizer_state, restore_optimizer
+from molrg.checkpoints import RunFile
 from molrg.noise import Levels, as_distribution
 from molrg.training import Job, Trained, average_decay, own_randomness, streams, structure
 
@@ -31,6 +33,11 @@ from molrg.training import Job, Trained, average_decay, own_randomness, streams,
 _PARAMETERS_AT_ONCE = {"cpu": 2**21}
 _PARAMETERS_AT_ONCE_ELSEWHERE = 2**28
 _LOOK_EVERY_SECONDS = 0.5
+# With what torch.optim.Adam, which `training` uses, takes by default.
+_adam = partial(
+    adam,
+    max_exp_avg_sqs=[], beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
+)  # fmt: skip
 
 
 class Stack:
@@ -243,32 +250,37 @@ class _Run:
             name: _transposed(_transposed(value).contiguous())
             for name, value in self.stack.parameters.items()
         }
-        learns = {name for name, value in jobs[0].denoiser.named_parameters() if value.requires_grad}
-        learned = {name: self.stack.parameters[name] for name in self.stack.parameters if name in learns}
+        template = self.stack.template
+        learns = {name for name, value in template.named_parameters() if value.requires_grad}
+        learned = {name: value for name, value in self.stack.parameters.items() if name in learns}
         self.learned = [value.requires_grad_() for value in learned.values()]
-        gradients = {name: torch.zeros_like(value) for name, value in learned.items()}
+        gradients, first, second = (
+            {name: torch.zeros_like(value) for name, value in learned.items()} for _ in range(3)
+        )
         self._gradients = list(gradients.values())
         self.average = {name: value.detach().clone() for name, value in self.stack.parameters.items()}
-        self._means = [self.average[name] for name in self.stack.parameters if name in learns]
+        self._means = [self.average[name] for name in learned]
+        self._kept = {
+            "parameters": self.stack.parameters, "average": self.average, "first": first, "second": second,
+        }  # fmt: skip
         # In one piece: many small arrays that stay would cut up the memory that steps and checkpoints reuse.
         self.losses = self.learned[0].new_empty(self.steps, len(jobs))
         self.steps_done = 0
 
-        # Members with the same step size are a slice of every stacked tensor, and one group of the optimizer.
+        # Members with the same step size are a slice of every stacked tensor, and one call of Adam: as a
+        # function, since the object's own bookkeeping takes up to a tenth of a step.
+        self._fused = device.type in ("cpu", "cuda")
+        stacks = {"params": learned, "grads": gradients, "exp_avgs": first, "exp_avg_sqs": second}
         rates = [(job.lr, job.schedule) for job in jobs]
-        self._rates = list(dict.fromkeys(rates))
-        self._slices = [
-            slice(rates.index(rate), rates.index(rate) + rates.count(rate)) for rate in self._rates
-        ]
-        groups = [
-            {"params": [_transposed(value.detach())[part] for value in self.learned], "lr": rate[0]}
-            for rate, part in zip(self._rates, self._slices, strict=True)
-        ]
-        self.optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
-        for group, part in zip(self.optimizer.param_groups, self._slices, strict=True):
-            for parameter, gradient in zip(group["params"], self._gradients, strict=True):
-                parameter.grad = _transposed(gradient)[part]
-        template = self.stack.template
+        self._updates = []
+        for rate in dict.fromkeys(rates):
+            part = slice(rates.index(rate), rates.index(rate) + rates.count(rate))
+            tensors: dict[str, Any] = {
+                key: [_transposed(value.detach())[part] for value in values.values()]
+                for key, values in stacks.items()
+            }
+            counts = [torch.zeros((), device=device if self._fused else "cpu") for _ in learned]
+            self._updates.append((rate, tensors | {"state_steps": counts}))
         self._by_hand = (
             Backpropagation(template, learned, gradients, jobs[0].batch_size)
             if self.stack.in_one_call and applies(template)
@@ -301,10 +313,9 @@ class _Run:
         else:
             loss = (self._weights * (self.stack(x, sigma) - aim).square().mean(-1)).mean(-1)
             torch._foreach_copy_(self._gradients, torch.autograd.grad(loss.sum(), self.learned))
-        for group, (lr, schedule) in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = lr * schedule(number / self.steps)
-        self.optimizer.step()
         with torch.no_grad():
+            for (lr, schedule), tensors in self._updates:
+                _adam(**tensors, lr=lr * schedule(number / self.steps), fused=self._fused)
             torch._foreach_lerp_(self._means, self.learned, 1 - average_decay(self.ema, number))
         self.losses[number] = loss.detach()
         self.steps_done += 1
@@ -320,13 +331,19 @@ class _Run:
         """What must be equal for a checkpoint to belong to this run."""
         jobs = [job.fingerprint() | {"seed": str(job.seed)} for job in self.jobs]
         digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
-        return {"networks": digest, "steps": str(self.steps), "device": self.device.type}
+        # The names in `state` are part of it: a file that has others is not taken for one of this run.
+        return {
+            "networks": digest,
+            "steps": str(self.steps),
+            "device": self.device.type,
+            "state": ", ".join(self._kept),
+        }
 
     def state(self) -> dict[str, Tensor]:
         """Everything a later run needs to go on, as named tensors."""
-        state = {f"parameters.{name}": value for name, value in self.stack.parameters.items()}
-        state |= {f"average.{name}": value for name, value in self.average.items()}
-        state |= optimizer_state(self.optimizer)
+        state = {
+            f"{kind}.{name}": value for kind, values in self._kept.items() for name, value in values.items()
+        }
         for place, generator in enumerate(self.batches.generators):
             state[f"generator.{place}"] = generator.get_state()
         state |= {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams(self.device))}
@@ -336,16 +353,18 @@ class _Run:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up what `state` returned."""
         with torch.no_grad():
-            for name, value in self.stack.parameters.items():
-                value.copy_(state[f"parameters.{name}"])
-                self.average[name].copy_(state[f"average.{name}"])
-        restore_optimizer(self.optimizer, state)
+            for kind, values in self._kept.items():
+                for name, value in values.items():
+                    value.copy_(state[f"{kind}.{name}"])
         for place, generator in enumerate(self.batches.generators):
             generator.set_state(state[f"generator.{place}"])
         for place, stream in enumerate(streams(self.device)):
             stream.set_state(state[f"stream.{place}"])
         self.steps_done = len(state["losses"])
         self.losses[: self.steps_done] = state["losses"]
+        for _, tensors in self._updates:
+            for count in tensors["state_steps"]:
+                count.fill_(self.steps_done)
 
     def _weigh(self, sigma: Tensor) -> Tensor:
         if len(self._weightings) == 1:
