@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molrg import images, published
+from molrg import devices, images, published
 from molrg.experiments import denoisers
 
 
@@ -29,7 +29,7 @@ def test_each_is_trained_once_in_a_small_size(model: str, kept_apart: Path) -> N
     written = file.stat().st_mtime_ns
     again = denoisers.get(data, model, seed=0, smoke=True)
     assert file.stat().st_mtime_ns == written
-    place = denoisers.device()
+    place = devices.best()
     x = data.test_images[:5].to(place)
     assert torch.equal(first.denoiser(x, 0.3), again.denoiser(x, 0.3))
 

@@ -323,7 +323,7 @@ class _Run:
 
     def trained(self) -> list[Trained]:
         """The results, in the order of the jobs."""
-        losses = self.losses.double().cpu()
+        losses = self.losses.cpu().double()
         networks = self.stack.unstack(self.average)
         return [Trained(network, losses[:, i].clone()) for i, network in enumerate(networks)]
 

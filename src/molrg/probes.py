@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from molrg.arguments import choice, fraction, integer
+from molrg.devices import widest
 
 L2_GRID = (1e-1, 1e-2, 1e-3, 1e-4)
 CHUNK_ELEMENTS = 2**26
@@ -408,7 +409,8 @@ def _share_correct(predicted: Tensor, labels: Tensor) -> Tensor:
             f"labels must have shape {tuple(predicted.shape[1:])} or {tuple(predicted.shape)}, "
             f"got {tuple(labels.shape)}"
         )
-    return (predicted == labels).double().mean(1)
+    correct = predicted == labels.to(predicted.device)
+    return correct.to(widest(predicted.device)).mean(1)
 
 
 def _check_features(features: Tensor, probes: int | None = None, dim: int | None = None) -> None:

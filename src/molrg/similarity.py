@@ -6,6 +6,8 @@ Features are (..., N, D): N samples in rows, the same in both sets; leading axes
 import torch
 from torch import Tensor
 
+from molrg.devices import widest
+
 
 def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     r"""Return the linear centred kernel alignment of features (..., N, D) and (..., N, E).
@@ -39,11 +41,12 @@ def relative_distance(a: Tensor, b: Tensor) -> Tensor:
         raise ValueError(
             f"a distance needs features of one dimension, got {a.shape[-1]} and {b.shape[-1]}; use linear_cka"
         )
-    return ((a - b).double().square().sum((-2, -1)) / b.double().square().sum((-2, -1))).sqrt()
+    wide = widest(a.device)
+    return ((a - b).to(wide).square().sum((-2, -1)) / b.to(wide).square().sum((-2, -1))).sqrt()
 
 
 def _squares(values: Tensor) -> Tensor:
-    return values.double().square()
+    return values.to(widest(values.device)).square()
 
 
 def _check(a: Tensor, b: Tensor) -> None:

@@ -19,6 +19,7 @@ from scipy.special import expit, gammaln, log_expit, logsumexp
 from torch import Tensor
 
 from molrg.arguments import LOWEST, Levels, boolean, choice, fraction, integer, noise_levels
+from molrg.devices import widest
 from molrg.mixture import (
     BACKGROUNDS,
     Frame,
@@ -685,7 +686,7 @@ def _others(energy: Tensor, k: int) -> Tensor:
 
 def _power_sums(signal: Tensor, rest: Tensor) -> Tensor:
     """Sums over samples of a, b, a^2, ab, b^2: (5, S), float64 except on devices without it."""
-    wide = torch.float32 if signal.device.type == "mps" else torch.float64
+    wide = widest(signal.device)
     a, b = signal.to(wide), rest.to(wide)
     return torch.stack([t.sum(-1) for t in (a, b, a * a, a * b, b * b)])
 

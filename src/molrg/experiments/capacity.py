@@ -18,7 +18,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from molrg import ensembles, mmse, noise, snr, training
+from molrg import mmse, noise, snr, training
 from molrg.arguments import integer
 from molrg.experiments import learned
 from molrg.files import write_atomically
@@ -167,7 +167,7 @@ def run(
         for seed in range(seeds)
     ]
     jobs = [_job(setting, data[key], key[2], targets[key]) for setting, key in places]
-    trained = ensembles.train(jobs, checkpoints=Path(workdir) / "networks")
+    trained = learned.trained(jobs, Path(workdir))
     figures = [
         _figures(each.denoiser, data[key], levels, least, Path(workdir) / "figures" / f"{i}.json")
         for i, (each, (_, key)) in enumerate(zip(trained, places, strict=True))
@@ -205,7 +205,7 @@ class _ToldWeights(nn.Module):
         self.feature_layers = tuple(f"network.{name}" for name in network.feature_layers)
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        level = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1)
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1)
         s2, d2 = level**2, self.delta**2
         energies = (x @ self.basis).unflatten(-1, (self.num_classes, -1)).square().sum(-1)
         weights = torch.softmax(0.5 * (1 - d2) / ((1 + s2) * (d2 + s2)) * energies, -1)
@@ -218,7 +218,7 @@ def _posterior_mean(data: learned.Data) -> training.Target:
     mixture, basis = data.mixture, torch.cat(data.mixture.bases, 1)
 
     def target(x: Tensor, sigma: Tensor) -> Tensor:
-        return subspace_denoise(basis, x, sigma[:, None], mixture.num_classes, mixture.delta)
+        return subspace_denoise(basis.to(x), x, sigma[:, None], mixture.num_classes, mixture.delta)
 
     return target
 

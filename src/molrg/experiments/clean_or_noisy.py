@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrg import ensembles, features, noise, probes, training
+from molrg import features, noise, probes, training
 from molrg.arguments import integer, noise_levels
 from molrg.experiments import learned
 from molrg.files import write_atomically
@@ -106,7 +106,7 @@ def run(
             jobs.append(
                 training.Job(single, points, level, single_steps, weighting=equal, seed=seed, **shared)
             )
-    trained = ensembles.train(jobs, checkpoints=workdir / "networks")
+    trained = learned.trained(jobs, workdir)
     each = len(jobs) // seeds
     runs = []
     for seed, data in enumerate(draws):
@@ -162,9 +162,7 @@ def blind(
         options: dict[str, Any] = {"schedule": training.cosine, "weighting": torch.reciprocal, "seed": seed}
         jobs.append(training.Job(network, data.train[0], spread, steps, batch_size, learning_rate, **options))
     found: dict[str, list[list[float]]] = {"snr": [], "error": []}
-    for trained, data in zip(
-        ensembles.train(jobs, checkpoints=Path(workdir) / "networks"), draws, strict=True
-    ):
+    for trained, data in zip(learned.trained(jobs, Path(workdir)), draws, strict=True):
         x0, labels, eps = data.test
         with torch.no_grad():
             outputs = torch.stack([trained.denoiser(x0 + s * eps, 1.0) for s in inputs])

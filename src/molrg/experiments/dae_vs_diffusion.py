@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrg import ensembles, features, noise, similarity, snr, training
+from molrg import features, noise, similarity, snr, training
 from molrg.arguments import fraction, integer
 from molrg.experiments import learned
 from molrg.experiments.learned import INPUTS
@@ -138,7 +138,7 @@ def run(
         for seed in range(seeds)
         for sigmas in model.trained_on
     ]
-    trained = iter(ensembles.train(jobs, checkpoints=Path(workdir) / "networks", checkpoint_every=500))
+    trained = iter(learned.trained(jobs, Path(workdir), checkpoint_every=500))
     found: dict[str, Any] = {}
     for name, model in plan.items():
         networks = [[next(trained).denoiser for _ in model.trained_on] for _ in range(seeds)]

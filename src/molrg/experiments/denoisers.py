@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from molrg import digest, image_networks, networks, noise, published, training
+from molrg import devices, digest, image_networks, networks, noise, published, training
 from molrg.arguments import choice, integer
 from molrg.images import Images
 from molrg.paths import networks_folder
@@ -72,21 +72,14 @@ def get(data: Images, model: str, seed: int, smoke: bool) -> Ready:
     denoiser = published.load(model)
     if denoiser.vae is not None:
         folder = networks_folder() / "latents"
-        data = published.latents(denoiser.vae, data, folder, denoiser.image_side, device=device())
+        data = published.latents(denoiser.vae, data, folder, denoiser.image_side, device=devices.best())
     denoiser.check(data.shape)
-    return Ready(data, denoiser.to(device()), None)
+    return Ready(data, denoiser.to(devices.best()), None)
 
 
 def reads_many(model: str) -> bool:
     """Whether pages read tens of thousands of images: with networks for a GPU, and published ones on one."""
-    return SETTINGS[model]["steps"] > 10_000 if model in MODELS else device().type != "cpu"
-
-
-def device() -> torch.device:
-    """Return where networks are trained and run: on CUDA or MPS if it is there, else on the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return SETTINGS[model]["steps"] > 10_000 if model in MODELS else devices.best().type != "cpu"
 
 
 def usable_levels(denoiser: nn.Module, levels: Sequence[float]) -> tuple[float, ...]:
@@ -156,9 +149,9 @@ def trained(
         batch_size=batch_size,
         schedule=training.cosine,
         ema=0.995,
-        precision="bfloat16" if device().type == "cuda" else "full",
-        generator=torch.Generator(device()).manual_seed(seed),
-        device=device(),
+        precision="bfloat16" if devices.best().type == "cuda" else "full",
+        generator=torch.Generator(devices.best()).manual_seed(seed),
+        device=devices.best(),
         checkpoint=place(data, model, width, depth, steps, batch_size, seed),
         checkpoint_every=100,
     )
@@ -167,6 +160,6 @@ def trained(
 def place(data: Images, model: str, width: int, depth: int, steps: int, batch_size: int, seed: int) -> Path:
     """Return the file in which `trained` keeps its network."""
     settings = (width, depth, steps, batch_size, seed)
-    made_of = (data.digest, model, *settings, device().type, digest.of_loaded(trained))
+    made_of = (data.digest, model, *settings, devices.best().type, digest.of_loaded(trained))
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     return networks_folder() / f"{data.name}-{model}-{seed}-{key}.safetensors"

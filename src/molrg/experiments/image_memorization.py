@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrg import features, image_networks, images, networks, noise, probes, sampling, training
+from molrg import devices, features, image_networks, images, networks, noise, probes, sampling, training
 from molrg.arguments import choice, integer
 from molrg.empirical import EmpiricalDenoiser
 from molrg.files import write_atomically
@@ -108,7 +108,7 @@ def run(
                         lr=lr,
                         ema=0.995,
                         generator=torch.Generator().manual_seed(case.seed),
-                        device="cuda" if torch.cuda.is_available() else None,
+                        device=devices.best(),
                         checkpoint=folder / f"{name}.safetensors",
                     ).denoiser
                 )

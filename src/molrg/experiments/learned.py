@@ -1,13 +1,14 @@
-"""What the experiments on learned denoisers have in common: the data of one seed, and what is measured."""
+"""What the experiments on learned denoisers have in common: data of one seed, training, what is measured."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molrg import features, probes, snr
+from molrg import devices, ensembles, features, probes, snr, training
 from molrg.mixture import MoLRG
 
 INPUTS = ("noisy", "clean")
@@ -43,6 +44,16 @@ def draw(
         return x0, labels, torch.randn(x0.shape, generator=generator)
 
     return Data(mixture, samples(train_size), samples(test_size))
+
+
+def trained(
+    jobs: Sequence[training.Job], workdir: Path, checkpoint_every: int = 1000
+) -> list[training.Trained]:
+    """Train the networks of `jobs` together, on the GPU if there is one; return them on the CPU."""
+    results = ensembles.train(
+        jobs, device=devices.best(), checkpoints=workdir / "networks", checkpoint_every=checkpoint_every
+    )
+    return [result._replace(denoiser=result.denoiser.cpu()) for result in results]
 
 
 def measure(
