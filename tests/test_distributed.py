@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,27 +103,16 @@ def assert_near(found: Trained, expected: Trained, tolerance: float) -> None:
 
 
 def launch(folder: Path) -> None:
-    """Run `work` in two processes, with the environment that launchers give them."""
+    """Run `work` in two processes started by `accelerate launch`, on the CPU."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, str(folder)],
-            env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        told = [child.communicate(timeout=120)[0] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(told)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    command += ["--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", port, __file__, str(folder)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -139,4 +129,5 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("error")
     work(Path(sys.argv[1]))
