@@ -129,7 +129,7 @@ def capacity_page(_: torch.device, folder: Path) -> Iterable[Any]:
 
     with mock.patch.object(capacity, "variations", chosen):
         found = capacity.run(**CAPACITY, workdir=folder)
-    del found["nearest"]  # after so few steps outputs hardly span a subspace: roundoff decides
+    del found["nearest"]  # outputs after so few steps hardly span a subspace: weights off by 1e-7 change it
     return arrays(found)
 
 
@@ -169,13 +169,15 @@ def run(task: Task, device: torch.device, folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("task", LIBRARY + PAGES, ids=lambda task: task.__name__)
 def test_results_are_those_of_the_cpu(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ensembles, "vmap", pretended.vmap)
+    # What pages measure is of networks after training, which enlarges roundoff, and rounded for the file.
+    rtol, atol = (1e-3, 1e-4) if task in PAGES else (1e-5, 1e-6)
     expected = run(task, torch.device("cpu"), tmp_path / "cpu", monkeypatch)
     assert expected
     for kind in pretended.KINDS:
         with pretended.device(kind) as device:
             assert devices.best().type == kind
             found = run(task, device, tmp_path / kind, monkeypatch)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, check_dtype=kind == "cuda")
+        torch.testing.assert_close(found, expected, rtol=rtol, atol=atol, check_dtype=kind == "cuda")
 
 
 @pytest.mark.parametrize("kind", pretended.KINDS)
