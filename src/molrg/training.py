@@ -281,7 +281,9 @@ def train(
     OSError
         If a checkpoint cannot be written; the last good one is intact.
     """
-    job = Job(denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target, 0, augment, known_as)
+    job = Job(
+        denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target, 0, augment, known_as
+    )
     run = _Run(job, generator, device, choice("precision", precision, PRECISIONS), compile)
     together = run.processes
     if together.count > 1:

@@ -3,14 +3,14 @@
     data = image_data.get("natural-16")
     data = image_data.get("garments+photographs-0.3")
 
-Natural images are those of `tiny_imagenet_30.npz`; of the 500 training images of a class the last 100 are held
-out, and come first among the test images. Garments are Fashion-MNIST's, averaged to 14 x 14. Backgrounds have
-mean 0 and standard deviation delta and are added to the garments, whatever these are: class and background are
-independent. Surrogates are draws of Gaussians fitted to the natural training images.
+Natural images are those of `tiny_imagenet_30.npz`; of the 500 training images of a class the last 100 are
+held out, and come first among the test images. Garments are Fashion-MNIST's, averaged to 14 x 14. Backgrounds
+have mean 0 and standard deviation delta and are added to the garments, whatever these are: class and
+background are independent. Surrogates are draws of Gaussians fitted to the natural training images.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ NAMES = (
 )
 
 
+@lru_cache(maxsize=16)
 def get(name: str) -> Images:
     """Return the data set `name`, one of NAMES.
 

@@ -23,32 +23,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from molrg import checkpoints, devices, digest, image_networks, networks, noise, recipe
+from molrg import checkpoints, devices, digest, networks, noise, recipe, zoo
 from molrg.experiments import image_data
+from molrg.files import write_atomically
 from molrg.images import Images
-from molrg.paths import ROOT
+from molrg.training import Schedule, Trained
 
 SNAPSHOTS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 """Images seen at which snapshots are taken, besides the end."""
 
 LEVELS = (*noise.IMAGE_LEVELS, 5.0)
 """Noise levels at which the held-out loss is recorded."""
-
-NETWORKS = {
-    "unet-32-64-96": (32, 64, 96),
-    "unet-32-64": (32, 64),
-    "unet-32-48": (32, 48),
-}
-"""Channels of the small UNets, by name."""
-
-SHIPPED = ROOT / "zoo"
 
 
 @dataclass(frozen=True)
@@ -105,8 +97,7 @@ def cache() -> Path:
 def build(network: str, data: Images, seed: int) -> networks.Preconditioned:
     """Return the untrained network of a training."""
     generator = torch.Generator().manual_seed(seed)
-    inner = image_networks.small_unet(data.shape, NETWORKS[network], generator)
-    return networks.Preconditioned(inner, round(float(data.train_images.std()), 4))
+    return zoo.build(network, data.shape, round(float(data.train_images.std()), 4), generator)
 
 
 def known_as(training: Training, data: Images) -> str:
@@ -120,14 +111,17 @@ def folder(training: Training, data: Images) -> Path:
     return cache() / f"{training.name}-{key}"
 
 
-def train(training: Training) -> None:
-    """Train a network up to all its ends, from where it stopped; another process that does so is waited for."""
+def train(training: Training, wait: bool = True) -> None:
+    """Train a network up to all its ends, from where it stopped.
+
+    A process that trains it already is waited for, or, without `wait`, left to do so.
+    """
     data = image_data.get(training.data)
     place = folder(training, data)
     place.mkdir(parents=True, exist_ok=True)
-    with _locked(place / "lock", wait=True):
+    with _locked(place / "lock", wait) as free:
         for images in training.ends:
-            if not snapshot_file(training, data, images).exists():
+            if free and not snapshot_file(training, data, images).exists():
                 _train_to(training, data, place, images)
 
 
@@ -137,15 +131,20 @@ def snapshot_file(training: Training, data: Images, images: int) -> Path:
 
 
 def _train_to(training: Training, data: Images, place: Path, images: int) -> None:
-    steps = images // recipe.BATCH_SIZE
-    plateau = int(steps * (1 - recipe.SCHEDULE.fall))
+    steps, fall = images // recipe.BATCH_SIZE, recipe.SCHEDULE.fall
+    falling = steps - int(steps * (1 - fall))
     trunk, branch = place / "plateau.safetensors", place / f"{images}.branch.safetensors"
+    start = _start(training, data, place)
+    steps -= start["images"] // recipe.BATCH_SIZE
     began = time.time()
     if not branch.exists():
-        _run(training, data, plateau, trunk, recipe.HOLD)
+        if trunk.exists() and len(checkpoints.load(trunk)[0]["losses"]) > steps - falling:
+            print(f"{training.name}: past {images} images, no snapshot there", flush=True)
+            return
+        _run(training, data, start, steps - falling, trunk, recipe.HOLD)
         shutil.copyfile(trunk, place / "copy.safetensors")
         os.replace(place / "copy.safetensors", branch)
-    trained = _run(training, data, steps, branch, recipe.SCHEDULE)
+    trained = _run(training, data, start, steps, branch, replace(recipe.SCHEDULE, fall=falling / steps))
     record = {
         "training": training.name,
         "data": training.data,
@@ -156,29 +155,56 @@ def _train_to(training: Training, data: Images, place: Path, images: int) -> Non
         "recipe": recipe.PLAIN,
         "seed": training.seed,
         "images": images,
-        "seconds": trained.seconds,
-        "code": [digest.of_loaded(part) for part in (recipe.train, image_networks.small_unet)],
+        "restarted_from": start["images"],
+        "seconds": start["seconds"] + trained.seconds,
+        "code": [digest.of_loaded(part) for part in (recipe.train, zoo.build)],
         "device": f"{devices.best().type} ({platform.machine()})",
         "torch": torch.__version__,
         **held_out_losses(trained.denoiser, data),
     }
     state = trained.denoiser.cpu().state_dict()
-    checkpoints.save(place / f"{images}.safetensors", state, {"record": json.dumps(record)})
+    checkpoints.save(snapshot_file(training, data, images), state, {"record": json.dumps(record)})
     branch.unlink()
     _say(f"{training.name} at {images} images in {time.time() - began:.0f} s", record)
 
 
-def _run(training: Training, data: Images, steps: int, file: Path, schedule: Any) -> Any:
-    denoiser = build(training.network, data, training.seed)
-    mirror = recipe.mirrored(data.shape) if "natural" in training.data else None
+def _start(training: Training, data: Images, place: Path) -> dict[str, Any]:
+    """What a training started from: nothing, or a network of the zoo, where its checkpoint was lost."""
+    note, trunk = place / "start.json", place / "plateau.safetensors"
+    if note.exists() and trunk.exists():
+        found: dict[str, Any] = json.loads(note.read_text())
+        return found
+    start: dict[str, Any] = {"images": 0, "seconds": 0.0}
+    folder = zoo.default_folder()
+    if folder.is_dir() and not trunk.exists():
+        for each in zoo.listed(folder):
+            own = json.dumps([each["data_digest"], each["network"], each["recipe"], each["seed"]])
+            if own == known_as(training, data) and each["images"] > start["images"]:
+                start = {key: each[key] for key in ("images", "seconds", "file")}
+    write_atomically(note, json.dumps(start).encode())
+    return start
+
+
+def _run(
+    training: Training,
+    data: Images,
+    start: dict[str, Any],
+    steps: int,
+    file: Path,
+    schedule: Schedule,
+) -> Trained:
+    if start["images"]:
+        denoiser = zoo.read(zoo.default_folder() / start["file"]).denoiser
+    else:
+        denoiser = build(training.network, data, training.seed)
     return recipe.train(
         denoiser,
         data.train_images,
         steps,
-        augment=mirror,
+        augment=recipe.mirrored(data.shape) if "natural" in training.data else None,
         schedule=schedule,
-        seed=training.seed,
-        known_as=known_as(training, data),
+        seed=training.seed + start["images"],
+        known_as=known_as(training, data) + (f" from {start['images']}" if start["images"] else ""),
         checkpoint=file,
         checkpoint_every=300,
         progress=sys.stderr.isatty(),
@@ -194,7 +220,8 @@ def held_out_losses(denoiser: nn.Module, data: Images, count: int = 2000) -> dic
     """
     device = next(denoiser.parameters()).device
     train = data.train_images.double()
-    mean, values, vectors = train.mean(0), *torch.linalg.eigh(torch.cov(train.T))
+    mean = train.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(train.T))
     generator = torch.Generator().manual_seed(0)
     x0 = data.test_images[torch.randperm(len(data.test_images), generator=generator)[:count]]
     loss, wiener = [], []
@@ -226,43 +253,60 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
         yield True
 
 
-def _work(names: Sequence[str]) -> None:
-    """Go through the list again and again: the first that is not done and that nobody trains."""
-    torch.set_num_threads(1)
-    for training in TRAININGS:
-        if names and not any(training.name.startswith(name) for name in names):
-            continue
-        data = image_data.get(training.data)
-        place = folder(training, data)
-        place.mkdir(parents=True, exist_ok=True)
-        with _locked(place / "lock", wait=False) as free:
-            if not free:
-                continue
-            for images in training.ends:
-                if not snapshot_file(training, data, images).exists():
-                    _train_to(training, data, place, images)
+def chosen(names: Sequence[str]) -> list[Training]:
+    """Return the trainings whose names begin with one of `names`; all, without any.
+
+    Raises ValueError where none does, and lists all.
+    """
+    found = [each for each in TRAININGS if not names or each.name.startswith(tuple(names))]
+    if not found:
+        known = ", ".join(dict.fromkeys(each.name for each in TRAININGS))
+        raise ValueError(f"no training's name begins with {' or '.join(names)}; there are {known}")
+    return found
+
+
+def ship(training: Training, into: Path) -> list[Path]:
+    """Write the finished networks of a training to the zoo `into`, in half precision, once each.
+
+    Returns the files written.
+    """
+    data = image_data.get(training.data)
+    written = []
+    for images in training.ends:
+        path, source = into / f"{training.name}-{images}.safetensors", snapshot_file(training, data, images)
+        if source.exists() and not path.exists():
+            loaded = zoo.read(source)
+            zoo.write(path, loaded.denoiser, loaded.record)
+            written.append(path)
+    return written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("command", choices=["train", "work", "status"])
+    parser.add_argument("command", choices=["train", "status", "ship"])
     parser.add_argument("names", nargs="*", help="first letters of the trainings; by default all")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="how many train, one core each")
     given = parser.parse_args(arguments)
-    if given.command == "work":
-        _work(given.names)
-    elif given.command == "train":
-        command = [sys.executable, "-m", __spec__.name, "work", *given.names]
+    trainings = chosen(given.names)
+    if given.command == "train" and given.processes > 1:
+        command = [sys.executable, "-m", "molrg.experiments.model_zoo", "train", *given.names]
         workers = [subprocess.Popen(command) for _ in range(given.processes)]
         return max(worker.wait() for worker in workers)
-    else:
-        for training in TRAININGS:
+    for training in trainings:
+        if given.command == "train":
+            if devices.best().type == "cpu":
+                torch.set_num_threads(1)
+            train(training, wait=False)
+        elif given.command == "ship":
+            for path in ship(training, zoo.default_folder()):
+                print(path.name)
+        else:
             data = image_data.get(training.data)
             for images in training.ends:
                 path = snapshot_file(training, data, images)
                 if path.exists():
-                    _say(f"{training.name} at {images}", json.loads(checkpoints.load(path)[1]["record"]))
+                    _say(f"{training.name} at {images}", zoo.record(path))
                 else:
                     print(f"{training.name} at {images}: not done")
     return 0
