@@ -375,7 +375,7 @@ def test_one_image_in_colour_gives_all_three_channels(folder: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_images_are_upright(folder: Path, kind: type, suffix: str) -> None:
-    values = np.arange(12).astype(kind).reshape(3, 4)
+    values: np.ndarray = np.arange(12).astype(kind).reshape(3, 4)
     exif = Image.Exif()
     exif[274] = 6  # to be turned clockwise by a quarter
     data = read_pictures(folder, [Image.fromarray(values)] * 2, suffix, exif=exif)
