@@ -3,20 +3,22 @@
     data = images.load("fashion_mnist")           # or digits, cifar10, cifar100
     data = images.load("path/to/folder")          # train/<class>/*.png and test/<class>/*.png
     data = images.load("path/to/images.npz")      # the keys that `read_npz` names
+    print(images.describe(data))                  # what was read, and as what
 
 Nothing touches the network unless `download=True`.
 """
 
-import gzip
 import hashlib
-import io
 import os
 import pickle
-from collections.abc import Callable
+import textwrap
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,7 +27,13 @@ from torch import Tensor
 from molrg import sources
 from molrg.paths import ROOT
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100")
+MAX_BYTES = 2 * 2**30  # of unpacked pixels, four times as much in float32; raise it where memory allows
+GREY = ("1", "L", "LA", "I;16", "I;16L", "I;16B", "I;16N")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Images:
     (C, H, W); train_labels (N,) and test_labels (M,) are int64 in [0, K), `class_names` has K entries.
     Where the classes have coarse groups, coarse_of_class (K,) holds the group of each and coarse_names
     their names, else both are None. `digest` is the SHA-256 of all of this but `name`: the same images,
-    labels and class names have one digest in whatever files they come.
+    labels and class names have one digest in whatever files they come. `modes` says how the pixels were
+    stored, `maximum` which stored value became 1 (0 became -1).
     """
 
     name: str
@@ -49,6 +58,8 @@ class Images:
     digest: str
     coarse_of_class: Tensor | None = None
     coarse_names: tuple[str, ...] | None = None
+    modes: str = "made from other images"
+    maximum: int = 255
 
     @property
     def num_classes(self) -> int:
@@ -81,13 +92,10 @@ def load(name: str | Path, root: str | Path | None = None, download: bool = Fals
 
 def _load(name: str | Path, root: str | Path | None, download: bool) -> Images:
     base = Path(root if root is not None else os.environ.get("MOLRG_DATA") or ROOT / "data").expanduser()
+    if str(name) == "digits":
+        return _digits()
     if str(name) in NAMES:
-        return {
-            "digits": _digits,
-            "fashion_mnist": _fashion_mnist,
-            "cifar10": _cifar10,
-            "cifar100": _cifar100,
-        }[str(name)](base, download)
+        return _published(str(name), base, download)
     given = Path(name).expanduser()
     looks_like_path = given.suffix == ".npz" or len(given.parts) > 1
     for path in (given, base / given):
@@ -105,138 +113,294 @@ def _load(name: str | Path, root: str | Path | None, download: bool) -> Images:
     )
 
 
-def read_npz(path: str | Path) -> Images:
-    """Read an `.npz` with train_images (N, H, W[, C]) uint8, train_labels (N,), test_images, test_labels,
-    class_names (K,), and optionally coarse_of_class (K,) with coarse_names.
+def describe(data: Images) -> str:
+    """Return what was read, line by line: number, size, modes, range of values, images a class, classes."""
 
-    Pickled content is refused. Raises ValueError that names the key at fault.
+    def extremes(labels: Tensor) -> str:
+        counts = labels.bincount(minlength=data.num_classes)
+        least, most = int(counts.argmin()), int(counts.argmax())
+        return " ... ".join(f"{counts[k]:,} ({data.class_names[k]})" for k in (least, most))
+
+    channels, height, width = data.shape
+    both = (data.train_images, data.test_images)
+    low, high = (
+        (float(x) + 1) * data.maximum / 2 for x in (min(map(torch.min, both)), max(map(torch.max, both)))
+    )
+    lines = {
+        "data": data.name,
+        "images": f"{len(both[0]):,} to train with, {len(both[1]):,} to test with",
+        "size": f"{width} x {height} pixels, {channels} channel{'s' * (channels > 1)}",
+        "stored as": data.modes,
+        "values": f"{low:.4g} ... {high:.4g}; 0 ... {data.maximum} is scaled to -1 ... 1",
+        "images a class": f"{extremes(data.train_labels)} to train with",
+        "": f"{extremes(data.test_labels)} to test with",
+        "order of classes": ", ".join(data.class_names),
+    }
+    return "\n".join(
+        textwrap.fill(text, 79, initial_indent=f"{key:18}", subsequent_indent=" " * 18)
+        for key, text in lines.items()
+    )
+
+
+def read_npz(path: str | Path) -> Images:
+    """Read an `.npz` with train_images (N, H, W[, C]) uint8, train_labels (N,) or (N, 1), test_images and
+    test_labels, and optionally class_names (K,), coarse_of_class (K,) with coarse_names.
+
+    C is 1 or 3. Without class_names the classes are called "0" ... "K-1", K - 1 being the largest label.
+    Other keys (the validation part of MedMNIST's files) are not read. Pickled content is refused, as is
+    what unpacks to more than MAX_BYTES. Raises ValueError that names the key at fault.
     """
     path = Path(path)
-    keys = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
+    parts = ("train_images", "train_labels", "test_images", "test_labels")
+    keys = (*parts, "class_names", "coarse_of_class", "coarse_names")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = {
-                key: archive[key] for key in (*keys, "coarse_of_class", "coarse_names") if key in archive
-            }
-    except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:  # TypeError: a lone array
+        with zipfile.ZipFile(path) as members:  # reading stops at the size that the directory tells
+            size = sum(each.file_size for each in members.infolist() if each.filename[:-4] in keys)
+        if size <= MAX_BYTES:
+            with np.load(path, allow_pickle=False) as archive:
+                content = {key: archive[key] for key in keys if key in archive}
+    except Exception as error:  # a damaged archive can raise almost anything
         raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
-    missing = [key for key in keys if key not in arrays]
+    _bounded(path, size)
+    missing = [key for key in parts if key not in content]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; an image .npz needs {', '.join(keys)}")
-    names = arrays["class_names"]
-    if names.ndim != 1 or len(names) < 2 or names.dtype.kind not in "US":
-        raise ValueError(f"{path}: class_names must be a 1-D array of two or more strings")
+        raise ValueError(f"{path} lacks {', '.join(missing)}; an image .npz needs {', '.join(parts)}")
     for part in ("train", "test"):
-        pictures = arrays[f"{part}_images"]
+        pictures, labels = content[f"{part}_images"], content[f"{part}_labels"]
         if pictures.dtype != np.uint8:
             raise ValueError(f"{path}: {part}_images must be uint8 (0 ... 255), got {pictures.dtype}")
-        if (
-            pictures.ndim not in (3, 4)
-            or 0 in pictures.shape
-            or (pictures.ndim == 4 and pictures.shape[3] > 4)
-        ):
-            raise ValueError(f"{path}: {part}_images must be (N, H, W) or (N, H, W, C), got {pictures.shape}")
-    if arrays["train_images"].shape[1:] != arrays["test_images"].shape[1:]:
+        if pictures.ndim not in (3, 4) or 0 in pictures.shape or pictures.shape[3:] not in ((), (1,), (3,)):
+            raise ValueError(
+                f"{path}: {part}_images must be (N, H, W) or (N, H, W, C) with C = 1 or 3, "
+                f"got {pictures.shape}"
+            )
+        if labels.shape == (len(pictures), 1):
+            content[f"{part}_labels"] = labels[:, 0]
+    if content["train_images"].shape[1:] != content["test_images"].shape[1:]:
         raise ValueError(f"{path}: train_images and test_images must have the same image size")
-    coarse: tuple[np.ndarray, list[str]] | None = None
-    if "coarse_of_class" in arrays or "coarse_names" in arrays:
-        if not {"coarse_of_class", "coarse_names"} <= arrays.keys():
-            raise ValueError(f"{path}: coarse_of_class and coarse_names belong together, one is missing")
-        coarse = (arrays["coarse_of_class"], [str(each) for each in arrays["coarse_names"]])
-    return _images(
-        path.stem,
-        arrays["train_images"],
-        arrays["train_labels"],
-        arrays["test_images"],
-        arrays["test_labels"],
-        [str(each) for each in names],
-        coarse,
-        source=str(path),
-    )
+    if ("coarse_of_class" in content) != ("coarse_names" in content):
+        raise ValueError(f"{path}: coarse_of_class and coarse_names belong together, one is missing")
+    for key in {"class_names", "coarse_names"} & content.keys():
+        names = content[key]
+        if names.ndim != 1 or names.dtype.kind not in "US":
+            raise ValueError(f"{path}: {key} must be a 1-D array of strings, got {names.dtype} {names.shape}")
+        content[key] = [n.decode(errors="replace") if isinstance(n, bytes) else n for n in names.tolist()]
+    modes = f"uint8 arrays, {'x'.join(map(str, content['train_images'].shape))} to train with"
+    return _images(path.stem, str(path), content, modes)
 
 
 def read_folder(path: str | Path) -> Images:
     """Read `train/<class>/<image>` and `test/<class>/<image>` below `path`, all images of one size.
 
-    Classes are the sub-folders of `train` in sorted order. Grey images give one channel, all others three.
-    Raises ValueError where a part is missing or the images differ in size.
-    """
-    from PIL import Image, UnidentifiedImageError
+    Classes are the sub-folders of `train` in sorted order; hidden files and folders are skipped. Grey
+    images (modes GREY) give one channel; with one image in colour among them (modes COLOUR) all give
+    three. Palette images count as colour. 16-bit grey images are scaled by 65535, and 8-bit ones among
+    them by 255; images of other modes (32-bit, floating point) have no known range and are refused, as
+    are those of several frames. Images are turned as their orientation tag says; transparent ones are
+    laid on white.
 
+    Raises ValueError, which names the first few files or classes of every fault: before any image is
+    decoded, classes without images in one part, sub-folders of a class, broken links, files that are no
+    image, images of unknown range and what would unpack to more than MAX_BYTES; afterwards, damaged
+    images and those that differ in size from the most.
+    """
     path = Path(path)
     if not (path / "train").is_dir() or not (path / "test").is_dir():
         raise ValueError(f"{path} must hold the folders train/ and test/, each with one folder per class")
-    names = sorted(each.name for each in (path / "train").iterdir() if each.is_dir())
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    files = {
-        part: [
-            (file, label)
-            for label, name in enumerate(names)
-            for file in sorted((path / part / name).glob("*"))
-            if file.is_file() and not file.name.startswith(".")
-        ]
-        for part in ("train", "test")
-    }
-    strangers = sorted({each.name for each in (path / "test").iterdir() if each.is_dir()} - set(names))
-    if strangers:
-        raise ValueError(f"{path}: test/ has classes that train/ lacks: {', '.join(strangers)}")
-    if len(names) < 2 or not files["train"] or not files["test"]:
-        raise ValueError(f"{path}: train/ and test/ need at least two class folders with images")
-    grey = True
-    for part, members in files.items():
-        pictures = []
-        for file, _ in members:
-            try:
+    faults = _Faults(path)
+    files = _files_of_classes(faults)
+    modes = _modes(files["train"] + files["test"], faults)
+    read = {part: [_pixels(file, faults) for file in chosen] for part, chosen in files.items()}
+    faults.refuse()
+    every = read["train"] + read["test"]
+    sizes = Counter(pixels.shape[:2] for pixels in every)
+    (usual, count), all_sizes = sizes.most_common(1)[0], sizes.total()
+    for file, pixels in zip(files["train"] + files["test"], every, strict=True):
+        if pixels.shape[:2] != usual:
+            faults.add(
+                f"another size than {count} of {all_sizes} images, {usual[1]}x{usual[0]}",
+                file,
+                f" ({pixels.shape[1]}x{pixels.shape[0]})",
+            )
+    faults.refuse()
+    deep, colour = any(p.dtype == np.uint16 for p in every), any(p.ndim == 3 for p in every)
+
+    def alike(pixels: np.ndarray) -> np.ndarray:
+        if deep and pixels.dtype == np.uint8:
+            pixels = pixels.astype(np.uint16) * 257  # 255 becomes 65535
+        return np.stack([pixels] * 3, -1) if colour and pixels.ndim == 2 else pixels
+
+    names = sorted({file.parent.name for file in files["train"]})
+    content: dict[str, Any] = {"class_names": names}
+    for part, chosen in files.items():
+        content[f"{part}_images"] = np.stack([alike(pixels) for pixels in read[part]])
+        content[f"{part}_labels"] = np.array([names.index(file.parent.name) for file in chosen])
+    return _images(path.name, str(path), content, f"image files of mode {modes}", 65535 if deep else 255)
+
+
+class _Faults:
+    """What is wrong with the files below a folder, by kind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.kinds: dict[str, list[str]] = {}
+
+    def add(self, kind: str, path: Path, more: str = "") -> None:
+        """Note that `path` has a fault of this kind; what differs from file to file is said in `more`."""
+        self.kinds.setdefault(kind, []).append(f"{path.relative_to(self.root)}{more}")
+
+    def unreadable(self, path: Path, error: Exception) -> None:
+        """Note that `path` is no image, or a damaged one, and why, unless that says the same."""
+        more = f" ({error})" if str(path) not in str(error) else ""
+        self.add("not a readable image", path, more)
+
+    def refuse(self) -> None:
+        """Raise ValueError if there are faults, with the first three of every kind."""
+        if self.kinds:
+            told = (f"{kind}: {_some(what)}" for kind, what in self.kinds.items())
+            raise ValueError(
+                "\n  ".join((f"{self.root} cannot be read as folders of images, one a class:", *told))
+            )
+
+
+def _files_of_classes(faults: _Faults) -> dict[str, list[Path]]:
+    """Return what lies in the class folders of train/ and test/, in order; note what is amiss."""
+    path = faults.root
+    files: dict[str, list[Path]] = {}
+    folders: dict[str, set[str]] = {}
+    for part in ("train", "test"):
+        files[part], folders[part] = [], set()
+        for folder in _visible(path / part):
+            if not folder.is_dir():
+                faults.add("broken link" if folder.is_symlink() else "outside the class folders", folder)
+                continue
+            folders[part].add(folder.name)
+            inside = _visible(folder)
+            for each in inside:
+                if each.is_dir():
+                    faults.add("folder within a class", each)
+                elif not each.is_file():
+                    faults.add("broken link", each)
+            if not inside:
+                faults.add("class without images", folder)
+            files[part] += [each for each in inside if each.is_file()]
+    for part, other in (("train", "test"), ("test", "train")):
+        for name in sorted(folders[other] - folders[part]):
+            faults.add(f"class that {part}/ lacks", path / other / name)
+    if len(folders["train"]) < 2:
+        faults.add("fewer than two class folders", path / "train")
+    return files
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+
+
+def _modes(files: list[Path], faults: _Faults) -> str:
+    """Read the images' heads: return their modes with the number of each; note those of no use."""
+    from PIL import Image
+
+    modes: Counter[str] = Counter()
+    size = 0
+    for file in files:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(file) as picture:
-                    grey = grey and picture.mode in ("1", "L")
-                    pictures.append(np.asarray(picture.convert("RGB")))
-            except (UnidentifiedImageError, OSError) as error:
-                raise ValueError(f"{file} is not a readable image: {error}") from error
-            if pictures[-1].shape != pictures[0].shape:
-                size = " and ".join(
-                    f"{each.shape[1]}x{each.shape[0]}" for each in (pictures[0], pictures[-1])
-                )
-                raise ValueError(f"{path}: images must have one size, found {size} ({file.name})")
-        found[part] = np.stack(pictures), np.array([label for _, label in members])
-    (train, train_labels), (test, test_labels) = found["train"], found["test"]
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(f"{path}: images in train/ and test/ must have one size")
-    if grey:
-        train, test = train[..., 0], test[..., 0]
-    return _images(path.name, train, train_labels, test, test_labels, names, None, source=str(path))
+                    if unfit := _unfit(picture):
+                        faults.add(unfit, file)
+                    modes[picture.mode] += 1
+                    size += picture.width * picture.height * 3
+        except Exception as error:  # a damaged file can raise almost anything
+            faults.unreadable(file, error)
+    faults.refuse()
+    _bounded(faults.root, size)
+    return ", ".join(f"{mode} ({number:,})" for mode, number in modes.most_common())
 
 
-def _images(
-    name: str,
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    class_names: list[str],
-    coarse: tuple[np.ndarray, list[str]] | None,
-    source: str,
-    maximum: int = 255,
-) -> Images:
-    """Check labels and groups, scale 0 ... maximum to [-1, 1], put channels first and flatten."""
-    for part, pictures, labels in (("train", train, train_labels), ("test", test, test_labels)):
+def _unfit(picture: "Image") -> str | None:
+    """Say, from the file's head, why the image cannot be read for what it is; None where it can."""
+    if picture.mode not in GREY + COLOUR:
+        return (
+            f"pixels of mode {picture.mode}, whose range is unknown (save as 8-bit or 16-bit grey, or as RGB)"
+        )
+    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a camera's JPEG with its preview
+        return "several frames in one file"
+    bits = getattr(picture, "tag_v2", {}).get(258, (8,))  # a TIFF's bits per sample
+    if picture.mode.startswith("I;16") and picture.format == "TIFF" and set(bits) != {16}:
+        return f"{bits[0]} bits a pixel (save as 8-bit or 16-bit grey)"
+    return None
+
+
+def _pixels(file: Path, faults: _Faults) -> np.ndarray:
+    """Return (H, W) of a grey image, uint8 or uint16, or (H, W, 3) uint8; upright, on white."""
+    from PIL import Image, ImageOps
+
+    try:
+        # from a stream: Pillow 13 maps a file given by name, and then garbles a TIFF with an orientation
+        with file.open("rb") as stream, Image.open(stream) as opened:
+            picture = ImageOps.exif_transpose(opened)
+        grey = picture.mode in GREY
+        if picture.mode.startswith("I;16"):
+            deep = np.asarray(picture).astype(np.uint16)
+            return np.where(deep == picture.info.get("transparency", -1), np.uint16(65535), deep)
+        if picture.has_transparency_data:
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+        return np.asarray(picture.convert("L" if grey else "RGB"))
+    except Exception as error:
+        faults.unreadable(file, error)
+        return np.empty((0, 0), np.uint8)
+
+
+def _some(names: Iterable[str]) -> str:
+    first, more = list(names)[:3], len(list(names)) - 3
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+
+
+def _bounded(path: Path, size: int) -> None:
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{path} unpacks to {size / 1e9:.1f} GB, more than molrg.images.MAX_BYTES "
+            f"({MAX_BYTES / 1e9:.1f} GB); take fewer or smaller images, or raise that bound"
+        )
+
+
+def _images(name: str, source: str, content: dict[str, Any], modes: str, maximum: int = 255) -> Images:
+    """Check labels, classes and groups, scale 0 ... maximum to [-1, 1], put channels first and flatten.
+
+    `content` has the keys of `read_npz`, its names as lists.
+    """
+    train, test = content["train_images"], content["test_images"]
+    names = content.get("class_names")
+    for part, pictures in (("train", train), ("test", test)):
+        labels = content[f"{part}_labels"]
         if labels.shape != (len(pictures),) or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"{source}: {part}_labels must be {len(pictures)} integers, one per image, "
                 f"got {labels.dtype} {labels.shape}"
             )
-        if labels.min() < 0 or labels.max() >= len(class_names):
+    both = np.concatenate([content["train_labels"], content["test_labels"]])
+    if names is None:
+        names = [str(k) for k in range(min(int(both.max()) + 1, len(both)))]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"{source}: class_names must be two or more different names, got {_some(names)}")
+    for part in ("train", "test"):
+        labels = content[f"{part}_labels"]
+        if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(
-                f"{source}: {part}_labels must lie in 0 ... {len(class_names) - 1} "
-                f"({len(class_names)} class_names), found {labels.min()} ... {labels.max()}"
+                f"{source}: {part}_labels must lie in 0 ... {len(names) - 1} "
+                f"({len(names)} class_names), found {labels.min()} ... {labels.max()}"
             )
-    groups = None
-    if coarse is not None:
-        of_class, coarse_names = coarse
-        if of_class.shape != (len(class_names),) or of_class.dtype.kind not in "iu":
-            raise ValueError(f"{source}: coarse_of_class must be {len(class_names)} integers, one per class")
-        if of_class.min() < 0 or of_class.max() >= len(coarse_names):
+        absent = [names[k] for k in sorted(set(range(len(names))) - set(labels.tolist()))]
+        if absent:
+            raise ValueError(f"{source}: every class needs images in {part}, none of: {_some(absent)}")
+    groups, coarse_names = content.get("coarse_of_class"), content.get("coarse_names", ())
+    if groups is not None:
+        if groups.shape != (len(names),) or groups.dtype.kind not in "iu":
+            raise ValueError(f"{source}: coarse_of_class must be {len(names)} integers, one per class")
+        if groups.min() < 0 or groups.max() >= len(coarse_names):
             raise ValueError(f"{source}: coarse_of_class must lie in 0 ... {len(coarse_names) - 1}")
-        groups = torch.from_numpy(of_class.astype(np.int64))
 
     def scaled(pictures: np.ndarray) -> Tensor:
         if pictures.ndim == 3:
@@ -244,12 +408,12 @@ def _images(
         first = torch.tensor(pictures).permute(0, 3, 1, 2)
         return (first.reshape(len(first), -1).float() / (maximum / 2)).sub_(1)
 
-    height, width = train.shape[1:3]
-    shape = (train.shape[3] if train.ndim == 4 else 1, height, width)
-    known = (shape, maximum, len(train), len(test), class_names, coarse and (coarse[0].tolist(), coarse[1]))
-    content = hashlib.sha256(repr(known).encode())
-    for array in (train, train_labels.astype("<i8"), test, test_labels.astype("<i8")):
-        content.update(np.ascontiguousarray(array).data)
+    train_labels, test_labels = (content[f"{part}_labels"].astype("<i8") for part in ("train", "test"))
+    shape = (train.shape[3] if train.ndim == 4 else 1, *train.shape[1:3])
+    coarse = None if groups is None else (groups.tolist(), coarse_names)
+    digest = hashlib.sha256(repr((shape, maximum, len(train), len(test), names, coarse)).encode())
+    for array in (train, train_labels, test, test_labels):
+        digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
     return Images(
         name=name,
         shape=shape,
@@ -257,201 +421,88 @@ def _images(
         train_labels=torch.from_numpy(train_labels.astype(np.int64)),
         test_images=scaled(test),
         test_labels=torch.from_numpy(test_labels.astype(np.int64)),
-        class_names=tuple(class_names),
-        digest=content.hexdigest(),
-        coarse_of_class=groups,
-        coarse_names=None if coarse is None else tuple(coarse[1]),
+        class_names=tuple(names),
+        digest=digest.hexdigest(),
+        coarse_of_class=None if groups is None else torch.from_numpy(groups.astype(np.int64)),
+        coarse_names=None if groups is None else tuple(coarse_names),
+        modes=modes,
+        maximum=maximum,
     )
 
 
-def _digits(base: Path, download: bool) -> Images:
+def _digits() -> Images:
     """The 1,797 8x8 digits of scikit-learn, values 0 ... 16; the last 360 are the test set."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    pictures, labels, split = data.images.astype(np.uint8), data.target, 1437
-    names = [str(digit) for digit in range(10)]
-    return _images(
-        "digits",
-        pictures[:split],
-        labels[:split],
-        pictures[split:],
-        labels[split:],
-        names,
-        None,
-        "digits",
-        16,
-    )
+    pictures, split = data.images.astype(np.uint8), 1437
+    content = {"train_images": pictures[:split], "train_labels": data.target[:split]}
+    content |= {"test_images": pictures[split:], "test_labels": data.target[split:]}
+    content["class_names"] = [str(digit) for digit in range(10)]
+    return _images("digits", "digits", content, "scikit-learn's arrays", 16)
 
 
-_FASHION = (
-    "T-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+_FASHION = "T-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
 
 
-def _fashion_mnist(base: Path, download: bool) -> Images:
-    folder = base / "FashionMNIST" / "raw"
-    files = [
-        f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
+def _published(name: str, base: Path, download: bool) -> Images:
+    """Read Fashion-MNIST, CIFAR-10 or CIFAR-100 (its 100 fine classes) with torchvision's readers.
 
-    def present() -> bool:
-        return all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in files)
+    The files of CIFAR are pickles. Only those with the published checksums are opened.
+    """
+    from torchvision import datasets
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+    from torchvision.datasets.utils import check_integrity
 
-    def fetch() -> None:
-        from torchvision.datasets import FashionMNIST
+    kind, title, below = {
+        "fashion_mnist": (datasets.FashionMNIST, "Fashion-MNIST", "FashionMNIST/raw"),
+        "cifar10": (datasets.CIFAR10, "CIFAR-10", datasets.CIFAR10.base_folder),
+        "cifar100": (datasets.CIFAR100, "CIFAR-100", datasets.CIFAR100.base_folder),
+    }[name]
+    folder = base / below
+    if name == "fashion_mnist":
+        files = {packed.removesuffix(".gz"): None for packed, _ in kind.resources}
+    else:
+        files = {**dict(kind.train_list + kind.test_list), kind.meta["filename"]: kind.meta["md5"]}
 
-        FashionMNIST(str(base), download=True)
+    def wrong() -> list[str]:
+        return [file for file, md5 in files.items() if not check_integrity(folder / file, md5)]
 
-    _ensure("Fashion-MNIST", "fashion_mnist", folder, files, present, fetch, base, download)
-    train, train_labels, test, test_labels = (_read_idx(folder / file) for file in files)
-    for part, pictures in (("train", train), ("t10k", test)):
-        if pictures.ndim != 3:
-            raise ValueError(f"{folder}: the {part} images must be (N, H, W), got {pictures.shape}")
-    return _images("fashion_mnist", train, train_labels, test, test_labels, list(_FASHION), None, str(folder))
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, plain or as `.gz` beside it (the MNIST format)."""
-    try:
-        content = path.read_bytes() if path.is_file() else gzip.decompress(Path(f"{path}.gz").read_bytes())
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
-    shape = np.frombuffer(content, ">u4", count=content[3], offset=4).astype(np.int64)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-    if values.size != shape.prod():
-        raise ValueError(
-            f"{path} is truncated: {values.size} bytes of data where {shape.prod()} are announced"
-        )
-    return values.reshape(shape)
-
-
-def _cifar10(base: Path, download: bool) -> Images:
-    folder = base / "cifar-10-batches-py"
-    train = [f"data_batch_{i}" for i in range(1, 6)]
-
-    def fetch() -> None:
-        from torchvision.datasets import CIFAR10
-
-        CIFAR10(str(base), download=True)
-
-    files = [*train, "test_batch", "batches.meta"]
-    _ensure("CIFAR-10", "cifar10", folder, files, lambda: _all_there(folder, files), fetch, base, download)
-    names = _names(folder / "batches.meta", "label_names")
-    batches = [_read_cifar(folder / file, "labels") for file in train]
-    pictures, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return _images(
-        "cifar10", pictures, labels, *_read_cifar(folder / "test_batch", "labels"), names, None, str(folder)
-    )
-
-
-def _cifar100(base: Path, download: bool) -> Images:
-    """The 100 fine classes; the coarse group of each is read off the training labels."""
-    folder = base / "cifar-100-python"
-
-    def fetch() -> None:
-        from torchvision.datasets import CIFAR100
-
-        CIFAR100(str(base), download=True)
-
-    files = ["train", "test", "meta"]
-    _ensure("CIFAR-100", "cifar100", folder, files, lambda: _all_there(folder, files), fetch, base, download)
-    names = _names(folder / "meta", "fine_label_names")
-    train, labels = _read_cifar(folder / "train", "fine_labels")
-    groups = np.asarray(_unpickle(folder / "train").get("coarse_labels", ()), np.int64)
-    if groups.shape != labels.shape or set(range(len(names))) != set(labels.tolist()):
-        raise ValueError(f"{folder / 'train'}: coarse_labels must give a group to each image of every class")
-    of_class = np.zeros(len(names), np.int64)
-    of_class[labels] = groups
-    if (of_class[labels] != groups).any():
-        raise ValueError(f"{folder / 'train'}: a class belongs to more than one coarse group")
-    coarse = (of_class, _names(folder / "meta", "coarse_label_names"))
-    test = _read_cifar(folder / "test", "fine_labels")
-    return _images("cifar100", train, labels, *test, names, coarse, str(folder))
-
-
-def _read_cifar(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (N, 32, 32, 3) uint8 and labels (N,) of one CIFAR batch."""
-    batch = _unpickle(path)
-    pictures, labels = batch.get("data"), batch.get(key)
-    if not isinstance(pictures, np.ndarray) or pictures.dtype != np.uint8 or pictures.shape[1:] != (3072,):
-        raise ValueError(f"{path}: 'data' must be uint8 of shape (N, 3072)")
-    if not isinstance(labels, list) or len(labels) != len(pictures):
-        raise ValueError(f"{path}: {key!r} must be a list of {len(pictures)} class numbers")
-    return pictures.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.asarray(labels)
-
-
-def _names(path: Path, key: str) -> list[str]:
-    names = _unpickle(path).get(key)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: {key!r} must be a list of names")
-    return names
-
-
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's own rebuilder of an array, wherever it lives
-_UNPICKLED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # how protocol 2 writes bytes
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler of plain containers and numpy arrays: no other class or function can be reached."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return an allowed callable; raises UnpicklingError for every other one."""
-        try:
-            return _UNPICKLED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an image file") from None
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    """Read a CIFAR file, a pickled dictionary, without running any code that it names."""
-    try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can raise almost anything
-        raise ValueError(f"{path} is not a CIFAR file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a CIFAR file: it holds no dictionary")
-    return content
-
-
-def _all_there(folder: Path, files: list[str]) -> bool:
-    return all((folder / file).is_file() for file in files)
-
-
-def _ensure(
-    title: str,
-    name: str,
-    folder: Path,
-    files: list[str],
-    present: Callable[[], bool],
-    fetch: Callable[[], None],
-    base: Path,
-    download: bool,
-) -> None:
-    """Raise FileNotFoundError unless the files are there, after fetching them where that is asked for."""
-    if not present() and download:
+    if download and wrong():
         base.mkdir(parents=True, exist_ok=True)
-        fetch()
-    if not present():
+        kind(str(base), download=True)
+    if not all((folder / file).is_file() for file in files):
         raise FileNotFoundError(
             f"{title} not found: looked for {', '.join(files)} in {folder.absolute()}. "
-            f"Point the environment variable MOLRG_DATA at the folder that holds {folder.relative_to(base)}, "
+            f"Point the environment variable MOLRG_DATA at the folder that holds {below}, "
             f"or fetch it once with molrg.images.load({name!r}, download=True)"
         )
+    if wrong():
+        raise ValueError(
+            f"{folder}: not the published files, by their checksums: {_some(wrong())}. "
+            f"They are not opened; fetch them anew with molrg.images.load({name!r}, download=True)"
+        )
+    content: dict[str, Any] = {}
+    for part, idx in (("train", "train"), ("test", "t10k")):
+        if name == "fashion_mnist":
+            for key, file, read in (
+                ("images", f"{idx}-images-idx3-ubyte", read_image_file),
+                ("labels", f"{idx}-labels-idx1-ubyte", read_label_file),
+            ):
+                try:
+                    content[f"{part}_{key}"] = read(str(folder / file)).numpy()
+                except Exception as error:
+                    raise ValueError(f"{folder / file} is not a whole IDX file of bytes: {error}") from error
+            content["class_names"] = _FASHION.split(",")
+        else:
+            batches = kind(str(base), train=part == "train")
+            content[f"{part}_images"], content[f"{part}_labels"] = batches.data, np.asarray(batches.targets)
+            content["class_names"] = batches.classes
+    if name == "cifar100":  # torchvision leaves out the coarse groups
+        train, meta = (
+            pickle.loads((folder / file).read_bytes(), encoding="latin1") for file in ("train", "meta")
+        )
+        groups = dict(sorted(zip(train["fine_labels"], train["coarse_labels"], strict=True)))
+        content["coarse_of_class"] = np.asarray(list(groups.values()))
+        content["coarse_names"] = meta["coarse_label_names"]
+    return _images(name, str(folder), content, "torchvision's arrays of bytes")
