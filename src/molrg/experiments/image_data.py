@@ -10,6 +10,7 @@ background are independent. Surrogates are draws of Gaussians fitted to the natu
 """
 
 import hashlib
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -187,17 +188,13 @@ def _changed(
 
     The digest is of what they were made from and how: their last bits differ between processors.
     """
-    labels = data.train_labels if train_labels is None else train_labels
-    others = data.test_labels if test_labels is None else test_labels
-    return Images(
+    return replace(
+        data,
         name=name,
         shape=shape,
         train_images=train.contiguous(),
-        train_labels=labels,
+        train_labels=data.train_labels if train_labels is None else train_labels,
         test_images=test.contiguous(),
-        test_labels=others,
-        class_names=data.class_names,
+        test_labels=data.test_labels if test_labels is None else test_labels,
         digest=hashlib.sha256(repr((data.digest, *made_with, name)).encode()).hexdigest(),
-        coarse_of_class=data.coarse_of_class,
-        coarse_names=data.coarse_names,
     )
