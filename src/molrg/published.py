@@ -103,10 +103,11 @@ SETTINGS = {
     "scheduler": _settings(
         "num_train_timesteps beta_start beta_end beta_schedule trained_betas",
         # how a sampler steps and clips, which says nothing about the model
-        """variance_type clip_sample clip_sample_range thresholding dynamic_thresholding_ratio sample_max_value
-        timestep_spacing steps_offset set_alpha_to_one skip_prk_steps solver_order algorithm_type solver_type
-        lower_order_final euler_at_final use_karras_sigmas use_exponential_sigmas use_beta_sigmas
-        use_lu_lambdas flow_shift final_sigmas_type lambda_min_clipped time_shift_type tensor_format""",
+        """variance_type clip_sample clip_sample_range thresholding dynamic_thresholding_ratio
+        sample_max_value timestep_spacing steps_offset set_alpha_to_one skip_prk_steps
+        solver_order algorithm_type solver_type lower_order_final euler_at_final
+        use_karras_sigmas use_exponential_sigmas use_beta_sigmas use_lu_lambdas flow_shift
+        final_sigmas_type lambda_min_clipped time_shift_type tensor_format""",
         rescale_betas_zero_snr=(False, True),
         prediction_type=("epsilon", "v_prediction", "sample"),
         predict_epsilon=(True, False),  # what prediction_type was called until 2022
@@ -664,7 +665,8 @@ def _shape(files: ModelFiles, data_shape: tuple[int, int, int] | None) -> tuple[
             raise ValueError(f"{path} says no image size (sample_size): pass the shape (C, H, W) of the data")
         size = data_shape[1:]
     pair = files.kind == "UNet2DModel" and isinstance(size, list | tuple) and len(size) == 2
-    height, width = (integer(f"{path}: sample_size", side, 1) for side in (size if pair else (size, size)))
+    sides: Any = size if pair else (size, size)
+    height, width = (integer(f"{path}: sample_size", side, 1) for side in sides)
     return channels, height, width
 
 
@@ -761,7 +763,8 @@ def _weights_file(part: Path, allow_bin: bool) -> Path:
     if variants:
         raise ValueError(
             f"{part} holds its weights as a variant alone "
-            f"({', '.join(f'{match[1]}: {match[0]}' for match in variants)}), and {SAFE} is needed: {save} without variant"
+            f"({', '.join(f'{match[1]}: {match[0]}' for match in variants)}), and {SAFE} is needed: "
+            f"{save} without variant"
         )
     others = [name for name in names if Path(name).suffix in _WEIGHTS]
     pickles = [name for name in others if not name.endswith(".safetensors")]
