@@ -1,6 +1,7 @@
 """Published checkpoints, on tiny ones of the same format: against diffusers, closed forms, and misuse."""
 
 import importlib
+import inspect
 import json
 import os
 import shutil
@@ -265,8 +266,6 @@ def test_all_layouts_hold_the_same_model(tmp_path: Path) -> None:
             )
         ]
     assert all(torch.equal(outputs[0], each) for each in outputs)
-    (tmp_path / "bare" / "scheduler_config.json").unlink()
-    assert len(published.load(tmp_path / "bare").levels()) == 1000  # DDPM's, where nothing is said
 
 
 def test_checkpoints_of_older_versions(tmp_path: Path) -> None:
@@ -312,8 +311,11 @@ def test_other_shapes_than_the_model_s_are_named(tmp_path: Path) -> None:
     diffusers.DiTPipeline(tiny_dit(), tiny_vae(), diffusers.DDIMScheduler()).save_pretrained(tmp_path / "dit")
     with pytest.raises(ValueError, match=r"works on latents: encode the images with published\.latents"):
         published.load(tmp_path / "dit", SHAPE)
-    with pytest.raises(ValueError, match=r"If its 4 channels are latents"):
+    with pytest.raises(ValueError, match=r"works on latents"):  # as the pipeline's folder says
         published.load(tmp_path / "dit" / "transformer", SHAPE)
+    apart = bare(tmp_path / "apart", tiny_dit())
+    with pytest.raises(ValueError, match=r"If its 4 channels are latents"):
+        published.load(apart, SHAPE)
     anysize = bare(tmp_path / "any", tiny_unet(sample_size=None))
     assert published.load(anysize, (1, 6, 4))(drawn(2, 24), 0.3).shape == (2, 24)
     with pytest.raises(ValueError, match="pass the shape"):
@@ -328,14 +330,18 @@ def test_other_shapes_than_the_model_s_are_named(tmp_path: Path) -> None:
             {"_class_name": "UNet2DConditionModel"},
             "is of a UNet2DConditionModel.*known are DiT",
         ),
-        ("config.json", {"time_embedding_type": "fourier"}, "'fourier': only 'positional'"),
-        ("config.json", {"num_class_embeds": 10}, "no null class"),
+        (
+            "config.json",
+            {"time_embedding_type": "fourier"},
+            "time_embedding_type 'fourier': known .* 'positional'",
+        ),
+        ("config.json", {"num_class_embeds": 10}, "num_class_embeds 10: known .* None"),
         ("config.json", {"out_channels": 3}, "1 channels in and 3 out"),
-        ("config.json", {"in_channels": None}, "must say in_channels, got None"),
+        ("config.json", {"in_channels": None}, "in_channels must be an integer >= 1, got None"),
         ("config.json", {"block_out_channels": [8, 32]}, "size mismatch"),
         ("scheduler_config.json", {"_class_name": "EulerDiscreteScheduler"}, "known are DDPMScheduler"),
-        ("scheduler_config.json", {"prediction_type": "flow"}, "predicts 'flow': known are epsilon"),
-        ("scheduler_config.json", {"num_train_timesteps": 1}, "at least two"),
+        ("scheduler_config.json", {"prediction_type": "flow"}, "prediction_type 'flow': known .*'epsilon'"),
+        ("scheduler_config.json", {"num_train_timesteps": 1}, "must be an integer >= 2, got 1"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, file: str, changes: dict[str, Any], named: str) -> None:
@@ -362,6 +368,9 @@ def test_files_that_are_not_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         published.load(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        published.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="must hold a JSON object"):
         published.load(tmp_path)
@@ -375,7 +384,242 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         published.load(tmp_path / "file")
 
 
+# ---- settings
+
+
+def in_signatures(*kinds: str) -> set[str]:
+    return {key for kind in kinds for key in inspect.signature(getattr(diffusers, kind)).parameters}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds", "older"),
+    [
+        ("UNet2DModel", ("UNet2DModel",), ""),
+        (
+            "DiTTransformer2DModel",
+            ("DiTTransformer2DModel",),
+            "double_self_attention only_cross_attention use_linear_projection num_vector_embeds "
+            "attention_type caption_channels "
+            "cross_attention_dim interpolation_scale use_additional_conditions",
+        ),
+        ("AutoencoderKL", ("AutoencoderKL",), ""),
+        ("scheduler", published.SCHEDULERS, "predict_epsilon tensor_format timestep_values"),
+    ],
+)
+def test_every_setting_of_diffusers_is_classified(settings: str, kinds: tuple[str, ...], older: str) -> None:
+    assert set(published.SETTINGS[settings]) == in_signatures(*kinds) | set(older.split())
+
+
+def test_which_settings_change_the_meaning_of_input_or_time() -> None:
+    limited = {
+        key: rule
+        for rules in published.SETTINGS.values()
+        for key, rule in rules.items()
+        if isinstance(rule, tuple)
+    }
+    assert {key for key, rule in limited.items() if len(rule) > 1} == {
+        "prediction_type",
+        "predict_epsilon",
+        "rescale_betas_zero_snr",
+    }
+    assert {key: rule[0] for key, rule in limited.items() if len(rule) == 1} == {
+        "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "class_embed_type": None,
+        "num_class_embeds": None,
+        "norm_type": "ada_norm_zero",
+        "double_self_attention": False,
+        "only_cross_attention": False,
+        "use_linear_projection": False,
+        "num_vector_embeds": None,
+        "caption_channels": None,
+        "cross_attention_dim": None,
+        "interpolation_scale": None,
+        "use_additional_conditions": None,
+        "attention_type": "default",
+        "use_flow_sigmas": False,
+        "use_dynamic_shifting": False,
+        "timestep_values": None,
+    }
+
+
+DPM, PNDM = "DPMSolverMultistepScheduler", "PNDMScheduler"
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("config.json", {"center_input_sample": True}, "center_input_sample True"),
+        ("config.json", {"class_embed_type": "timestep"}, "class_embed_type 'timestep'"),
+        ("config.json", {"quantization_config": {}}, r"not known.*: quantization_config"),
+        ("config.json", {"sample_size": -8}, "sample_size must be an integer >= 1, got -8"),
+        ("config.json", {"sample_size": [8, 0]}, "sample_size must be an integer >= 1, got 0"),
+        ("config.json", {"norm_num_groups": 0}, "does not hold the weights"),
+        ("scheduler_config.json", {"_class_name": DPM, "use_flow_sigmas": True}, "use_flow_sigmas True"),
+        ("scheduler_config.json", {"use_flow_sigmas": True}, "use_flow_sigmas True"),
+        ("scheduler_config.json", {"_class_name": DPM, "use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        ("scheduler_config.json", {"prediction_type": "flow_prediction"}, "flow_prediction"),
+        ("scheduler_config.json", {"predict_epsilon": False}, "contradict each other"),
+        ("scheduler_config.json", {"predict_epsilon": "no"}, "predict_epsilon 'no'"),
+        ("scheduler_config.json", {"sigma_data": 0.5}, r"not known.*: sigma_data \(0\.5\)"),
+        ("scheduler_config.json", {"rescale_betas_zero_snr": "false"}, "rescale_betas_zero_snr 'false'"),
+        ("scheduler_config.json", {"_class_name": PNDM, "rescale_betas_zero_snr": True}, "rescale_betas"),
+        ("scheduler_config.json", {"beta_end": 2}, "beta_end 2: it must lie strictly between 0 and 1"),
+        ("scheduler_config.json", {"beta_start": float("nan")}, "beta_start nan"),
+        ("scheduler_config.json", {"beta_schedule": "cosine"}, "not understood by the DDPMScheduler.*cosine"),
+        ("scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        ("scheduler_config.json", {"trained_betas": [0.1, 1.5], "num_train_timesteps": 2}, "0.1 to 1.5"),
+    ],
+)
+def test_settings_that_would_be_misread_are_named(
+    tmp_path: Path, file: str, changes: dict[str, Any], named: str
+) -> None:
+    change(bare(tmp_path, tiny_unet()) / file, **changes)
+    with pytest.raises(ValueError, match=named) as raised:
+        published.load(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_how_a_sampler_steps_changes_nothing(tmp_path: Path) -> None:
+    folder, x = bare(tmp_path, tiny_unet()), drawn(2, 64)
+    file = folder / "scheduler_config.json"
+    expected = published.load(folder)(x, 0.3)
+    for kind in published.SCHEDULERS:
+        file.write_text(
+            json.dumps({"_class_name": kind, "clip_sample": True, "thresholding": True, "steps_offset": 1})
+        )
+        change(file, timestep_spacing="trailing", use_karras_sigmas=True, final_sigmas_type="sigma_min")
+        assert torch.equal(published.load(folder)(x, 0.3), expected)
+    betas = torch.linspace(0.01, 0.3, 5).tolist()
+    change(file, trained_betas=betas, num_train_timesteps=5)
+    abar = (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
+    torch.testing.assert_close(published.load(folder).levels(), (1 / abar - 1).sqrt(), rtol=1e-6, atol=0)
+
+
+# ---- the scheduler and the first stage
+
+
+@pytest.mark.parametrize("deep", ["unet", "checkpoint-400/unet_ema", "runs/checkpoint-400/unet"])
+def test_the_scheduler_lies_beside_or_up_to_two_folders_above(tmp_path: Path, deep: str) -> None:
+    scheduler = diffusers.DDPMScheduler(prediction_type="sample", beta_schedule="squaredcos_cap_v2")
+    scheduler.save_pretrained(tmp_path / "run" / "scheduler")
+    tiny_unet().save_pretrained(tmp_path / "run" / deep)
+    denoiser = published.load(tmp_path / "run" / deep)
+    assert denoiser.prediction == "x0"
+    assert denoiser.sigma_range[1] > 1e4
+    assert published.digest_of(tmp_path / "run" / deep) == denoiser.digest
+    assert any("../scheduler/scheduler_config.json" in line for line in denoiser.read_as())
+
+
+def test_without_a_scheduler_it_says_what_to_pass(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b" / "c" / "d" / "unet"
+    tiny_unet().save_pretrained(folder)
+    diffusers.DDPMScheduler(prediction_type="sample").save_pretrained(tmp_path / "a" / "scheduler")
+    for call in (published.load, published.levels_of, published.digest_of):
+        with pytest.raises(FileNotFoundError, match=r"has no scheduler.*Pass scheduler=FOLDER"):
+            call(folder)
+    denoiser = published.load(folder, scheduler=tmp_path / "a" / "scheduler")
+    assert denoiser.prediction == "x0"
+    assert published.digest_of(folder, scheduler=tmp_path / "a" / "scheduler") == denoiser.digest
+    with pytest.raises(FileNotFoundError, match="scheduler: there is no"):
+        published.load(folder, scheduler=tmp_path / "nowhere")
+
+
+def test_predict_epsilon_is_what_prediction_type_was_called(tmp_path: Path) -> None:
+    file = bare(tmp_path, tiny_unet()) / "scheduler_config.json"
+    for old, expected in ((False, "x0"), (True, "eps")):
+        file.write_text(json.dumps({"_class_name": "DDPMScheduler", "predict_epsilon": old}))
+        assert published.load(tmp_path).prediction == expected
+
+
+def test_a_first_stage_that_is_no_vae_is_refused_by_name(tmp_path: Path) -> None:
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    stage = diffusers.VQModel(block_out_channels=(8, 16), norm_num_groups=4, num_vq_embeddings=16, **kinds)
+    unet, scheduler = tiny_unet(in_channels=3, out_channels=3), diffusers.DDIMScheduler()
+    diffusers.LDMPipeline(vqvae=stage, unet=unet, scheduler=scheduler).save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "unet"):
+        with pytest.raises(ValueError, match=r"model_index\.json has the part vqvae \(VQModel\)"):
+            published.load(folder)
+    (tmp_path / "model_index.json").unlink()
+    for folder in (tmp_path, tmp_path / "unet"):
+        with pytest.raises(ValueError, match=r"vqvae is a first stage VQModel"):
+            published.load(folder)
+    (tmp_path / "vqvae").rename(tmp_path / "vae")
+    with pytest.raises(ValueError, match=r"vae is a first stage VQModel"):
+        published.load(tmp_path)
+    index = {"vae": ["diffusers", "AutoencoderKL"], "unet": ["diffusers", "UNet2DModel"]}
+    shutil.rmtree(tmp_path / "vae")
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(FileNotFoundError, match="has a vae, and there is no"):
+        published.load(tmp_path)
+
+
+def test_it_tells_how_it_was_read(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    vae.register_to_config(scaling_factor=0.5, shift_factor=0.25)
+    diffusers.DiTPipeline(tiny_dit(), vae, diffusers.DDIMScheduler()).save_pretrained(tmp_path)
+    lines = published.load(tmp_path).read_as()
+    assert lines[1:] == [
+        "prediction type: epsilon (scheduler/scheduler_config.json)",
+        "schedule: beta_schedule linear from 0.0001 to 0.02, sigma from 0.01 to 157.4 "
+        "(scheduler/scheduler_config.json)",
+        "timesteps: 1000 (scheduler/scheduler_config.json)",
+        "scaling of latents: z = s (m - b), s = 0.5, b = 0.25 (vae/config.json)",
+    ]
+    assert "DiTTransformer2DModel on 4 x 4 x 4 values (transformer/config.json, transformer/" in lines[0]
+
+
 # ---- weights
+
+
+def test_weights_beside_an_index_are_refused(tmp_path: Path) -> None:
+    folder = bare(tmp_path, tiny_unet())
+    state = safetensors.load_file(folder / published.SAFE)
+    torch.save({key: value + 1 for key, value in state.items()}, folder / "other.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(state, "other.bin")}
+    (folder / f"{published.SAFE}.index.json").write_text(json.dumps(index))
+    for call in (published.load, published.digest_of):
+        with pytest.raises(ValueError, match=r"safetensors and .*index\.json, which names other files"):
+            call(folder)
+
+
+def test_diffusers_sees_nothing_but_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen = bare(tmp_path, tiny_unet()), []
+    read = diffusers.UNet2DModel.from_pretrained
+    torch.save({}, folder / published.BIN)
+
+    def listing(path: str, **settings: Any) -> Any:
+        seen.extend(sorted(file.name for file in Path(path).iterdir()))
+        return read(path, **settings)
+
+    monkeypatch.setattr(diffusers.UNet2DModel, "from_pretrained", listing)
+    published.load(folder)
+    assert seen == ["config.json", published.SAFE]
+
+
+def test_shards_and_variants_are_named(tmp_path: Path) -> None:
+    model = tiny_unet()
+    bare(tmp_path / "shards", model)
+    (tmp_path / "shards" / published.SAFE).unlink()
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    with pytest.raises(ValueError, match=r"in shards \(diffusion_.*max_shard_size"):
+        published.load(tmp_path / "shards")
+    for safe in (True, False):
+        folder = bare(tmp_path / f"fp16-{safe}", model)
+        (folder / published.SAFE).unlink()
+        model.save_pretrained(folder, variant="fp16", safe_serialization=safe)
+        with pytest.raises(ValueError, match=r"as a variant alone \(fp16: .*without variant"):
+            published.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    file = bare(tmp_path, tiny_unet()) / published.SAFE
+    state = safetensors.load_file(file)
+    state["conv_out.bias"][0] = value
+    safetensors.save_file(state, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"NaN or infinite: conv_out\.bias"):
+        published.load(tmp_path)
 
 
 class Code:
@@ -574,6 +818,43 @@ def test_latents_are_the_scaled_means_of_the_encoder(tmp_path: Path) -> None:
     assert found.digest != latent.digest
 
 
+def test_latents_are_standardised_as_diffusers_does(tmp_path: Path) -> None:
+    vae, data = tiny_vae(), few()
+    mean, std = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 4.0]
+    vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=0.5)
+    vae.save_pretrained(tmp_path / "vae")
+    found = published.latents(tmp_path / "vae", data, tmp_path / "kept").train_images.unflatten(1, (4, 4, 4))
+    with torch.no_grad():
+        m = vae.encode(data.train_images.unflatten(1, data.shape).expand(-1, 3, -1, -1)).latent_dist.mean
+    for c in range(4):
+        torch.testing.assert_close(found[:, c], (m[:, c] - mean[c]) * 0.5 / std[c])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"latents_mean": [0.0] * 4}, "the first two together"),
+        (
+            {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1},
+            "the first two together",
+        ),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean must be 4 finite numbers"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [0.0] * 4}, "latents_std must be 4 finite numbers > 0"),
+        ({"scaling_factor": 0}, "scaling_factor must be a finite number > 0, got 0"),
+        ({"scaling_factor": float("nan")}, "scaling_factor must be a finite number > 0, got nan"),
+        ({"shift_factor": "1"}, "shift_factor must be a finite number or null, got '1'"),
+        ({"temporal": 1}, r"not known.*temporal \(1\)"),
+    ],
+)
+def test_scalings_that_would_be_misread_are_named(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    tiny_vae().save_pretrained(tmp_path / "vae")
+    change(tmp_path / "vae" / "config.json", **changes)
+    with pytest.raises(ValueError, match=named):
+        published.latents(tmp_path / "vae", few(), tmp_path)
+
+
 def counting(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
     """Count the images that are encoded; be killed at a given call."""
     counts: list[int] = []
@@ -614,7 +895,7 @@ def test_latents_are_made_once_and_a_stopped_run_goes_on(
     assert found.digest == expected.digest
     with monkeypatch.context() as patch:
         counts = counting(patch)
-        patch.setattr(published, "_read", lambda *_: pytest.fail("the autoencoder was read"))
+        patch.setattr(published.ModelFiles, "read", lambda *_: pytest.fail("the autoencoder was read"))
         assert torch.equal(run().train_images, found.train_images)
         assert not counts
     damaged = sorted(kept.rglob("*.safetensors"))[-1]
