@@ -100,11 +100,15 @@ class Browser:
                 raise TimeoutError(f"{condition} does not hold after {seconds} s; errors: {self.errors}")
             time.sleep(0.05)
 
-    def visit(self, address: str, width: int = 1200, theme: str = "light") -> None:
-        """Open a page in a window of some width and wait until its charts and formulas are there."""
+    def resize(self, width: int) -> None:
+        """Give the window another width."""
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
         )
+
+    def visit(self, address: str, width: int = 1200, theme: str = "light") -> None:
+        """Open a page in a window of some width and wait until its charts and formulas are there."""
+        self.resize(width)
         self.send("Page.navigate", url="about:blank")
         self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
         self.errors, self.requests = [], []
