@@ -2,6 +2,7 @@
 #
 #   make book         execute what is not up to date and build book/_build/html/index.html
 #   make test         everything that has to hold: style, types, tests, pages, the book in a browser
+#   make check        in about three minutes: style, types, and the tests that reach what the branch changed
 #   make bench        speed against reference implementations
 #   make revalidate   carry stored results forward to code that repeats their witnesses
 #   make clean        remove what can be made again (not .venv, not the stored results)
@@ -13,22 +14,31 @@ BIN := .venv/bin
 READY := .venv/.ready-$(shell cat requirements.txt pyproject.toml | cksum | tr ' ' '-')
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: book test bench revalidate clean
+.PHONY: book test check bench revalidate clean
 .DELETE_ON_ERROR:
 
 book: $(READY)
 	$(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --quiet
 
+test check: export OMP_NUM_THREADS = 1  # two workers share two cores
+
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests --ignore tests/test_book.py --ignore tests/test_browser.py
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests --ignore tests/test_book.py --ignore tests/test_browser.py
 	$(BIN)/python -m molrg.results status
 	$(BIN)/python -m molrg.pages status
 	$(BIN)/jupyter-book build book
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval book
-	$(BIN)/python -m pytest -n 2 tests/test_book.py tests/test_browser.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/test_book.py tests/test_browser.py
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	tests=$$($(BIN)/python tests/changed.py) && if [ -n "$$tests" ]; then \
+	$(BIN)/python -m pytest -n 2 --dist worksteal $$tests; fi
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.txt
