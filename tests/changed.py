@@ -30,7 +30,7 @@ def changed() -> set[Path]:
 @cache
 def bindings(path: Path) -> dict[str, tuple[str, str]]:
     """What the imports of a file bind, wherever they stand: name -> (module, name in it or nothing)."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.asname or alias.name: (alias.name, "") for alias in node.names}
