@@ -1,5 +1,6 @@
 """From a page's text to its executed notebook, which is what the book shows.
 
+    python -m molrg.pages format book/theory/snr.md
     python -m molrg.pages execute book/theory/snr.md
     python -m molrg.pages status
 
@@ -12,6 +13,8 @@ that one edited by hand is found.
 import argparse
 import hashlib
 import json
+import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +30,9 @@ from molrg.results import listed, results_folder
 BOOK = ROOT / "book"
 FAILED = BOOK / "_build" / "failed"
 _REBUILD = "run `make book`"
+_CODE_CELL = re.compile(  # what opens a cell, with its options; its code; what closes it
+    r"^(```\{code-cell\}.*\n(?:---\n(?:.*\n)*?---\n|(?::.*\n)*)\n*)((?:(?!```).*\n)*)(```)$", re.MULTILINE
+)
 
 
 class PageError(RuntimeError):
@@ -59,6 +65,28 @@ def page_id(path: str | Path) -> str:
 def notebook_path(page: str) -> Path:
     """The executed notebook of a page."""
     return BOOK / f"{page}.ipynb"
+
+
+def format_code(page: str) -> None:
+    """Let ruff fix and format the code in a page's text; all else in the text stays as it is.
+
+    Raises `PageError` where ruff cannot read the code.
+    """
+    import nbformat
+
+    notebook = nbformat.writes(_source(page))
+    for command in ("check --fix-only", "format"):
+        ruff = [sys.executable, "-m", "ruff", *command.split(), "--quiet"]
+        place = ["--stdin-filename", str(notebook_path(page)), "-"]
+        done = subprocess.run([*ruff, *place], input=notebook, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            raise PageError(f"page {page}: {done.stderr}")
+        notebook = done.stdout
+    cells = (c.source for c in nbformat.reads(notebook, as_version=4).cells if c.cell_type == "code")
+    text = page_text(page).read_text(encoding="utf-8")
+    tidy = _CODE_CELL.sub(lambda cell: f"{cell[1]}{next(cells).strip()}\n{cell[3]}", text)
+    if tidy != text:
+        write_atomically(page_text(page), tidy.encode())
 
 
 def execute(page: str) -> Path:
@@ -252,9 +280,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     run.add_argument("page", nargs="+", help="a page's text, notebook or id")
     run.add_argument("--force", action="store_true", help="run also what is up to date")
+    style = commands.add_parser("format", help="let ruff fix and format the code in the texts of pages")
+    style.add_argument("page", nargs="+", help="a page's text, notebook or id")
     commands.add_parser("status", help="say which pages are up to date; fails if one is not")
     given = parser.parse_args(arguments)
     try:
+        if given.command == "format":
+            for page in map(page_id, given.page):
+                format_code(page)
+            return 0
         if given.command == "execute":
             for page in map(page_id, given.page):
                 if given.force or problems(page):
