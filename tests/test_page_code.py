@@ -5,7 +5,7 @@ import pytest
 
 from molrg import pages
 
-HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+MOST_CHARACTERS = 80
 MOST_LINES = 12
 # Pages with longer cells; each leaves this list when its last one goes.
 LONG = {
@@ -40,5 +40,18 @@ def test_a_visible_cell_is_short(page: str, request: pytest.FixtureRequest) -> N
     if page in LONG:
         request.applymarker(pytest.mark.xfail(reason="has cells that are still too long", strict=True))
     cells = nbformat.read(pages.notebook_path(page), as_version=4).cells
-    visible = [c for c in cells if c.cell_type == "code" and not HIDDEN & set(c.metadata.get("tags", []))]
-    assert not [cell.source for cell in visible if cell.source.count("\n") >= MOST_LINES]
+    visible = [cell.source for cell in cells if cell.cell_type == "code" and pages.is_visible(cell)]
+    assert not [source for source in visible if source.count("\n") >= MOST_LINES]
+
+
+@pytest.mark.parametrize("page", pages.page_ids())
+def test_visible_lines_fit_beside_the_table_of_contents(page: str) -> None:
+    cells = nbformat.read(pages.notebook_path(page), as_version=4).cells
+    visible = [cell.source for cell in cells if cell.cell_type == "code" and pages.is_visible(cell)]
+    assert not [line for source in visible for line in source.splitlines() if len(line) > MOST_CHARACTERS]
+
+
+@pytest.mark.parametrize("page", pages.page_ids())
+def test_the_code_is_formatted(page: str) -> None:
+    text = pages.page_text(page).read_text(encoding="utf-8")
+    assert pages.tidy(page, text) == text, f"run python -m molrg.pages format {page}"
