@@ -333,3 +333,21 @@ def test_nbval_passes_a_good_notebook_and_fails_a_cleared_one(executed: Path, wh
 def test_a_page_outside_the_book_is_refused() -> None:
     with pytest.raises(ValueError, match="is no page of the book; its pages are"):
         pages.page_id("nothing/like/this")
+
+
+def test_formatting_touches_the_code_alone_and_once(clone: Path) -> None:
+    before = text(clone).read_text(encoding="utf-8")
+    edit(text(clone), "num_classes = 3", "num_classes=3")
+    edit(text(clone), "import claims, parameters", "import parameters, claims")
+    for _ in range(2):
+        assert call("molrg.pages", "format", "book/part/page.md", cwd=clone) == (0, "")
+        assert text(clone).read_text(encoding="utf-8") == before
+
+
+def test_code_that_cannot_be_read_is_not_formatted(clone: Path) -> None:
+    edit(text(clone), "num_classes = 3", "num_classes = (")
+    before = text(clone).read_bytes()
+    code, said = call("molrg.pages", "format", "book/part/page.md", cwd=clone)
+    assert code == 1
+    assert "page part/page: " in said
+    assert text(clone).read_bytes() == before

@@ -1,5 +1,6 @@
 """From a page's text to its executed notebook, which is what the book shows.
 
+    python -m molrg.pages format book/theory/snr.md
     python -m molrg.pages execute book/theory/snr.md
     python -m molrg.pages status
 
@@ -12,6 +13,8 @@ that one edited by hand is found.
 import argparse
 import hashlib
 import json
+import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +29,12 @@ from molrg.results import listed, results_folder
 
 BOOK = ROOT / "book"
 FAILED = BOOK / "_build" / "failed"
+HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+"""Tags of code that the reader sees when asked for, or not at all."""
 _REBUILD = "run `make book`"
+_CODE_CELL = re.compile(  # what opens a cell, with its options; its code; what closes it
+    r"^(```\{code-cell\}.*\n(?:---\n(?:.*\n)*?---\n|(?::.*\n)*)\n*)((?:(?!```).*\n)*)(```)$", re.MULTILINE
+)
 
 
 class PageError(RuntimeError):
@@ -61,6 +69,48 @@ def notebook_path(page: str) -> Path:
     return BOOK / f"{page}.ipynb"
 
 
+def format_code(page: str) -> None:
+    """Let ruff fix and format the code in a page's text; all else in the text stays as it is.
+
+    Visible code gets lines of 80 characters, which fit beside the table of contents; hidden code lines as
+    long as those of modules. Raises `PageError` where ruff cannot read the code.
+    """
+    text = page_text(page).read_text(encoding="utf-8")
+    formatted = tidy(page, text)
+    if formatted != text:
+        write_atomically(page_text(page), formatted.encode())
+
+
+def is_visible(cell: Any) -> bool:
+    """Whether a code cell's source is shown to the reader."""
+    return not HIDDEN & set(cell.metadata.get("tags", []))
+
+
+def tidy(page: str, text: str) -> str:
+    """Return a page's text with its code fixed and formatted."""
+    import nbformat
+
+    def ruff(content: str, *command: str) -> str:
+        place = ["--quiet", "--stdin-filename", str(notebook_path(page)), "-"]
+        run = [sys.executable, "-m", "ruff", *command, *place]
+        done = subprocess.run(run, input=content, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            raise PageError(f"page {page}: {done.stderr}")
+        return done.stdout
+
+    fixed = ruff(nbformat.writes(_source(page)), "check", "--fix-only")
+    short, long = (
+        nbformat.reads(ruff(fixed, "format", f"--line-length={length}"), as_version=4).cells
+        for length in (80, 110)
+    )
+    cells = (
+        (narrow if is_visible(narrow) else wide).source
+        for narrow, wide in zip(short, long, strict=True)
+        if narrow.cell_type == "code"
+    )
+    return _CODE_CELL.sub(lambda cell: f"{cell[1]}{next(cells).strip()}\n{cell[3]}", text)
+
+
 def execute(page: str) -> Path:
     """Run a page at its default parameters and put its notebook in place; return the notebook's path.
 
@@ -78,7 +128,7 @@ def execute(page: str) -> Path:
     for cell, ran in zip(source.cells, done.cells, strict=True):
         if cell.cell_type == "code":
             cell.execution_count = ran.execution_count
-            cell.outputs = _tidy(ran.outputs)
+            cell.outputs = tidy(ran.outputs)
     used_results = sorted(used)
     now = _digest(page, used_results)
     if _digest(page, []) != before:
@@ -186,7 +236,7 @@ def _outputs(notebook: Any) -> Iterator[Any]:
         yield from cell.get("outputs", [])
 
 
-def _tidy(outputs: Sequence[Any]) -> list[Any]:
+def tidy(outputs: Sequence[Any]) -> list[Any]:
     """Join neighbouring pieces of one stream: where the kernel cuts them is chance."""
     tidy: list[Any] = []
     for output in outputs:
@@ -252,9 +302,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     run.add_argument("page", nargs="+", help="a page's text, notebook or id")
     run.add_argument("--force", action="store_true", help="run also what is up to date")
+    style = commands.add_parser("format", help="let ruff fix and format the code in the texts of pages")
+    style.add_argument("page", nargs="+", help="a page's text, notebook or id")
     commands.add_parser("status", help="say which pages are up to date; fails if one is not")
     given = parser.parse_args(arguments)
     try:
+        if given.command == "format":
+            for page in map(page_id, given.page):
+                format_code(page)
+            return 0
         if given.command == "execute":
             for page in map(page_id, given.page):
                 if given.force or problems(page):
