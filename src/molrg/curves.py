@@ -1,6 +1,6 @@
 r"""Whether a measured curve over noise levels rises, falls or has a peak, where, and how sure that is.
 
-Scores, such as 0/1 correctness, come with one axis per source of chance:
+Scores, such as 0/1 correctness, come with an axis per source of chance:
 
 - (R, N, L): R networks (training seeds), N test images, the same for all networks, L noise levels;
 - (R, L): R networks, each with one score per level, such as an SNR or an accuracy.
@@ -14,8 +14,8 @@ the highest level, the fall), a verdict rests on the one-sided Student test of E
 
     low = mean(D) - t error - step > 0,   t the 95% quantile of Student's t with (units - 1) degrees:
 
-- test images (at least 30): error^2 = var(D) / N. Where scores are multiples of h (1 for 0/1), step = h / N is
-  Edwards's correction for continuity, without which a handful of discordant images would pass too often;
+- test images (at least 30): error^2 = var(D) / N. Where scores are multiples of h (1 for 0/1), step = h / N
+  is Edwards's correction for continuity, without which a handful of changed images would pass too often;
 - training seeds: D_r the mean over images, error^2 = var(D_r) / R + var(D_i) / N, D_i the mean over seeds.
   The second term, as the seeds share their test images, is left out where there is one score per seed.
   R - 1 degrees, those of the first term, make the test conservative (Mickey and Brown).
@@ -46,7 +46,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from molrg.arguments import Levels, integer, nonnegative, noise_levels
+from molrg.arguments import Levels, integer, noise_levels, nonnegative
 
 ERROR_RATE = 0.05
 """Of each one-sided test; all intervals are two-sided 90% intervals, whose ends are these tests."""
@@ -103,8 +103,8 @@ class Shape:
     Attributes
     ----------
     verdict
-        `peak` (rise and fall both significant), `rises` (the rise alone), `falls` (the fall alone), `no change
-        seen` (neither) or `not testable`.
+        `peak` (rise and fall both significant), `rises` (the rise alone), `falls` (the fall alone),
+        `no change seen` (neither) or `not testable`.
     level
         The level chosen, in `cross_fit` that of all data together; None if not testable.
     judged
@@ -196,7 +196,7 @@ class Harm:
 
 
 def choose(scores: Any) -> int:
-    """Return the index of the level whose mean of scores (R, N, L) or (R, L) is highest, the lowest of equals.
+    """Return the index of the level whose mean of scores (R, N, L) or (R, L) is highest, the first of equals.
 
     Raises ValueError for other shapes, less than two levels, or scores that are not finite.
     """
@@ -295,7 +295,7 @@ def _verdict(values: np.ndarray, picked: np.ndarray, sigma: np.ndarray, best: in
     unit, units = _unit(values)
     reason = _untestable(values)
     if not reason:
-        resolution = _resolution(values)
+        resolution = _resolution(values) if unit == "test image" else 0.0
         height = np.take_along_axis(values, picked[..., None], 2)[..., 0]
         rise = _difference(height - values[..., 0], resolution)
         fall = _difference(height - values[..., -1], resolution)
@@ -325,9 +325,8 @@ def _difference(values: np.ndarray, resolution: float) -> Difference:
 
 
 def _reference(values: np.ndarray, best: int, resolution: float) -> Difference:
-    rises = [_difference(values[..., i] - values[..., 0], resolution) for i in range(1, values.shape[2])]
-    if best > 0:
-        return rises[best - 1]
+    levels = [best] if best > 0 else range(1, values.shape[2])
+    rises = [_difference(values[..., i] - values[..., 0], resolution) for i in levels]
     return sorted(rises, key=lambda rise: rise.error)[len(rises) // 2]
 
 
@@ -363,7 +362,7 @@ def _spreadless(found: Difference, unit: Unit) -> str:
 
 
 def _resolution(values: np.ndarray) -> float:
-    """Smallest step between two scores, apart from rounding: 1 for 0/1, next to nothing for continuous ones."""
+    """Smallest step between two scores, apart from rounding: 1 for 0/1, near 0 for continuous ones."""
     extent = float(np.ptp(values)) or 1.0
     steps = np.diff(np.unique(np.round(values / extent, 6)))
     return extent * float(steps.min()) if len(steps) else 0.0
