@@ -124,6 +124,27 @@ def test_l2_is_chosen_by_the_held_out_samples() -> None:
     assert best.tolist() == [0, 1]
 
 
+def test_a_curve_has_one_l2_chosen_by_the_mean_over_its_probes() -> None:
+    """The l2 of `select_logistic` where the probes agree; where they do not, that of the best mean."""
+    features, labels = many()
+    features[4] = torch.randn(features[4].shape, generator=torch.Generator().manual_seed(3))
+    features = torch.cat([features, features[4:]])
+    labels = torch.cat([labels, labels[4:]])
+    grid = (1.0, 1e-2, 1e-5)
+    each, curve = (
+        select(features, labels, l2_grid=grid, generator=torch.Generator().manual_seed(1))
+        for select in (probes.select_logistic, probes.select_logistic_curve)
+    )
+    assert each.validation_accuracy is not None
+    assert curve.validation_accuracy is not None
+    torch.testing.assert_close(curve.validation_accuracy, each.validation_accuracy, rtol=0, atol=0)
+    assert len(each.l2.unique()) > 1
+    best = grid[int(each.validation_accuracy.mean(0).argmax())]
+    assert curve.l2.tolist() == pytest.approx([best] * 6)
+    alone = probes.fit_logistic(features, labels, l2=best)
+    torch.testing.assert_close(curve.loss, alone.loss, rtol=1e-4, atol=0)
+
+
 def test_constant_and_repeated_features_are_harmless() -> None:
     train, labels, test, test_labels = digits()  # has constant pixels
     doubled = torch.cat([train, train, torch.full((len(train), 3), 0.1)], 1)[None]

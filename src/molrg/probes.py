@@ -6,7 +6,7 @@ that bound the memory, and does not depend on which probes share a call.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -92,15 +92,7 @@ def fit_logistic(
     """
     labels, num_classes = _check_training(features, labels, num_classes)
     penalty = _penalties(l2, features)
-    tolerance, max_iterations = _stopping(tolerance, max_iterations)
-    parts = []
-    for rows in _chunks(features):
-        data = _standardise(features[rows])
-        target = labels if labels.ndim == 1 else labels[rows]
-        parts.append(
-            _probes(data, _solve(data, target, num_classes, penalty[rows], tolerance, max_iterations))
-        )
-    return _join(parts)
+    return _fit(features, labels, num_classes, penalty, *_stopping(tolerance, max_iterations))
 
 
 def select_logistic(
@@ -121,11 +113,66 @@ def select_logistic(
 
     Raises ValueError as `fit_logistic`, or for an empty grid or a share outside (0, 1).
     """
+    search = _search(features, labels, l2_grid, num_classes, validation, tolerance, max_iterations, generator)
+    return search.fit(features, search.accuracy.argmax(1))
+
+
+def select_logistic_curve(
+    features: Tensor,
+    labels: Tensor,
+    l2_grid: Sequence[float] = L2_GRID,
+    num_classes: int | None = None,
+    validation: float = 0.2,
+    tolerance: float = 1e-4,
+    max_iterations: int = 500,
+    generator: torch.Generator | None = None,
+) -> LogisticProbes:
+    """Fit the P logistic regressions of one curve with one l2 for all, as `select_logistic` does otherwise.
+
+    It is the l2 of highest validation accuracy in the mean over the probes (the larger where equal). A choice
+    per level would add its own noise to the curve, and a step where it changes. Call it once for each curve,
+    with the features (P, N, D) of all its levels.
+
+    Raises ValueError as `select_logistic`.
+    """
+    search = _search(features, labels, l2_grid, num_classes, validation, tolerance, max_iterations, generator)
+    return search.fit(features, search.accuracy.mean(0).argmax().expand(len(features)))
+
+
+class _Search(NamedTuple):
+    """Validation accuracy (P, G) of an l2 grid, from the largest on, and what the last fit needs."""
+
+    accuracy: Tensor
+    grid: Tensor  # (P, G)
+    start: Tensor  # (P, K, D + 1), the solution of the smallest l2
+    labels: Tensor
+    num_classes: int
+    tolerance: float
+    max_iterations: int
+
+    def fit(self, features: Tensor, best: Tensor) -> LogisticProbes:
+        """Fit all samples with the l2 numbers `best` (P,)."""
+        penalty = self.grid.gather(1, best[:, None])[:, 0]
+        stopping = self.tolerance, self.max_iterations
+        found = _fit(features, self.labels, self.num_classes, penalty, *stopping, self.start)
+        return replace(found, validation_accuracy=self.accuracy)
+
+
+def _search(
+    features: Tensor,
+    labels: Tensor,
+    l2_grid: Sequence[float],
+    num_classes: int | None,
+    validation: float,
+    tolerance: float,
+    max_iterations: int,
+    generator: torch.Generator | None,
+) -> _Search:
     labels, num_classes = _check_training(features, labels, num_classes)
     tolerance, max_iterations = _stopping(tolerance, max_iterations)
     if len(l2_grid) == 0:
         raise ValueError("l2_grid must hold at least one value, for example (1e-2, 1e-3, 1e-4)")
-    grid = [_penalties(l2, features) for l2 in sorted(l2_grid, reverse=True)]
+    grid = torch.stack([_penalties(l2, features) for l2 in sorted(l2_grid, reverse=True)], 1)
     held = round(fraction("validation", validation) * features.shape[1])
     if not 0 < held < features.shape[1]:
         raise ValueError(
@@ -134,23 +181,39 @@ def select_logistic(
     device = generator.device if generator is not None else torch.device("cpu")
     order = torch.randperm(features.shape[1], generator=generator, device=device).to(features.device)
     kept, out = order[held:], order[:held]
-    parts = []
+    accuracies, starts = [], []
     for rows in _chunks(features):
         chunk, target = features[rows], labels if labels.ndim == 1 else labels[rows]
         data, start, scores = _standardise(chunk[:, kept]), None, []
-        for penalty in grid:
-            fit = _solve(
-                data, target[..., kept], num_classes, penalty[rows], tolerance, max_iterations, start
-            )
+        for penalty in grid[rows].T:
+            fit = _solve(data, target[..., kept], num_classes, penalty, tolerance, max_iterations, start)
             scores.append(_probes(data, fit).accuracy(chunk[:, out], target[..., out]))
             start = fit.theta
-        accuracy = torch.stack(scores, 1)
-        best = accuracy.argmax(1)
-        penalty = torch.stack([level[rows] for level in grid], 1).gather(1, best[:, None])[:, 0]
-        del data
-        data = _standardise(chunk)
-        fit = _solve(data, target, num_classes, penalty, tolerance, max_iterations, start)
-        parts.append(_probes(data, fit, accuracy))
+        accuracies.append(torch.stack(scores, 1))
+        starts.append(fit.theta)
+    return _Search(
+        torch.cat(accuracies), grid, torch.cat(starts), labels, num_classes, tolerance, max_iterations
+    )
+
+
+def _fit(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    penalty: Tensor,
+    tolerance: float,
+    max_iterations: int,
+    start: Tensor | None = None,
+) -> LogisticProbes:
+    """Fit all probes, chunk by chunk, with penalties (P,), from `start` (P, K, D + 1)."""
+    parts = []
+    for rows in _chunks(features):
+        target = labels if labels.ndim == 1 else labels[rows]
+        begin = None if start is None else start[rows]
+        data = _standardise(features[rows])
+        parts.append(
+            _probes(data, _solve(data, target, num_classes, penalty[rows], tolerance, max_iterations, begin))
+        )
     return _join(parts)
 
 
@@ -163,7 +226,7 @@ class _Data(NamedTuple):
     covariance: Tensor  # (P, D + 1, D + 1), of the inputs
 
 
-class _Fit(NamedTuple):
+class _Solution(NamedTuple):
     theta: Tensor  # (P, K, D + 1), the bias last
     l2: Tensor
     loss: Tensor
@@ -196,7 +259,7 @@ def _solve(
     tolerance: float,
     max_iterations: int,
     start: Tensor | None = None,
-) -> _Fit:
+) -> _Solution:
     """Minimise the penalised loss of each probe; class-major (P, K, N) logits keep the products fast."""
     inputs = data.inputs
     probes, samples, dim = inputs.shape
@@ -237,7 +300,7 @@ def _solve(
     converged = slope.abs().amax((1, 2)) <= tolerance
     fit = (torch.logsumexp(logits, 1) - (truth * logits).sum(1)).mean(1)
     loss = fit + (penalty * theta.square()).sum((1, 2)) / 2
-    return _Fit(theta, l2, loss, iterations, converged)
+    return _Solution(theta, l2, loss, iterations, converged)
 
 
 def _direction(slope: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], preconditioner: Tensor) -> Tensor:
@@ -290,7 +353,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum((1, 2))
 
 
-def _probes(data: _Data, fit: _Fit, validation_accuracy: Tensor | None = None) -> LogisticProbes:
+def _probes(data: _Data, fit: _Solution) -> LogisticProbes:
     return LogisticProbes(
         weight=fit.theta[..., :-1],
         bias=fit.theta[..., -1],
@@ -300,15 +363,12 @@ def _probes(data: _Data, fit: _Fit, validation_accuracy: Tensor | None = None) -
         loss=fit.loss,
         iterations=fit.iterations,
         converged=fit.converged,
-        validation_accuracy=validation_accuracy,
     )
 
 
 def _join(parts: list[LogisticProbes]) -> LogisticProbes:
     names = ("weight", "bias", "mean", "scale", "l2", "loss", "iterations", "converged")
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    scores = [part.validation_accuracy for part in parts if part.validation_accuracy is not None]
-    return LogisticProbes(**joined, validation_accuracy=torch.cat(scores) if scores else None)
+    return LogisticProbes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def unit_features(features: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
