@@ -229,6 +229,14 @@ def digest_of(name_or_folder: str | Path, *, allow_bin: bool | None = None) -> s
     return _find(name_or_folder, _allowed(allow_bin), fetch=False).digest()
 
 
+@sources.reader("published/")
+def _present(name: str) -> str | None:
+    try:
+        return digest_of(name.removeprefix("published/"))
+    except FileNotFoundError:
+        return None
+
+
 def latents(
     vae: str | Path,
     data: Images,
