@@ -110,7 +110,7 @@ _LOADED = _read_sources()
 
 
 def _reach(start: _Key, sources: Mapping[str, str] = _LOADED) -> tuple[dict[_Key, str], set[str]]:
-    """Every definition reached and its text, in the order first met; and the modules that are run for them."""
+    """Every definition reached and its text, in the order first met, and the modules run for them."""
     numbers = {start: 0}
     waiting = [start]
     modules: set[str] = set()

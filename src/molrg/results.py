@@ -368,14 +368,14 @@ def _check_witness(function: Function, parameters: Mapping[str, Any], witness: M
     for name, value in parameters.items():
         if name not in FREE and (missing := _choices(value) - _choices(witness.get(name))):
             raise ValueError(
-                f"{function.__qualname__}: the witness has {name} = {witness.get(name)!r} and the run {value!r}: "
-                f"it need not reach the same code without {', '.join(sorted(missing))}; only "
-                f"{' and '.join(FREE)} may differ so"
+                f"{function.__qualname__}: the witness has {name} = {witness.get(name)!r} and the run {value!r}, "
+                f"so that it need not reach the same code: give it {', '.join(sorted(missing))} too; only "
+                f"{' and '.join(FREE)} may differ"
             )
 
 
 def _choices(value: Any) -> set[str]:
-    """What in a parameter may choose the code that runs: texts, truth values, None, and that there are numbers."""
+    """What in a parameter may choose code: texts, truth values, None, and that there are numbers at all."""
     if isinstance(value, (list, dict)):
         entries = value.values() if isinstance(value, dict) else value
         return set().union(*map(_choices, entries))

@@ -1,9 +1,9 @@
 """Which data a computation reads: every reader notes what it read, and who computes may listen.
 
-    with sources.listed() as read:
-        experiment()
-    read  # {"fashion_mnist": "<64 hexadecimal digits>"}: the digest of each data set, by its name or path
-    sources.present("fashion_mnist")  # its digest as it is now, by the reader that registered for it
+with sources.listed() as read:
+    experiment()
+read  # {"fashion_mnist": "<64 hexadecimal digits>"}: the digest of each data set, by its name or path
+sources.present("fashion_mnist")  # its digest as it is now, by the reader that registered for it
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def note(name: str, digest: str) -> None:
 
 
 def reader(prefix: str) -> Callable[[Reader], Reader]:
-    """Register the decorated function for the names that begin with `prefix`; of two the longer one counts."""
+    """Register the decorated function for names that begin with `prefix`; the longest that fits counts."""
 
     def register(function: Reader) -> Reader:
         _readers[prefix] = function
