@@ -96,12 +96,15 @@ def _digest(start: _Key, sources: Mapping[str, str]) -> str:
 
 
 def _read_sources() -> dict[str, str]:
-    """The text of every module of our packages, by the module's name."""
-    sources = {}
+    """The text of every module of our packages, by the module's name; of a mere folder it is empty."""
+    sources: dict[str, str] = {}
     for package in PACKAGES:
         for path in sorted((_FOLDER / package).rglob("*.py")):
             parts = path.relative_to(_FOLDER).with_suffix("").parts
             if path.is_file() and all(part.isidentifier() for part in parts):
+                sources |= {
+                    above: "" for i in range(1, len(parts)) if (above := ".".join(parts[:i])) not in sources
+                }
                 sources[".".join(parts).removesuffix(".__init__")] = path.read_text(encoding="utf-8")
     return sources
 

@@ -368,9 +368,9 @@ def _check_witness(function: Function, parameters: Mapping[str, Any], witness: M
     for name, value in parameters.items():
         if name not in FREE and (missing := _choices(value) - _choices(witness.get(name))):
             raise ValueError(
-                f"{function.__qualname__}: the witness has {name} = {witness.get(name)!r} and the run {value!r}, "
-                f"so that it need not reach the same code: give it {', '.join(sorted(missing))} too; only "
-                f"{' and '.join(FREE)} may differ"
+                f"{function.__qualname__}: the witness has {name} = {witness.get(name)!r} and the run "
+                f"{value!r}, so that it need not reach the same code: give it {', '.join(sorted(missing))} "
+                f"too; only {' and '.join(FREE)} may differ"
             )
 
 
