@@ -136,6 +136,10 @@ class Run(Protocol):
         """What must be equal for a checkpoint to belong to this run."""
         ...
 
+    def past(self, done: int) -> dict[str, str]:
+        """What must be equal, besides, in the first `done` steps, but may differ later."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Everything a later run needs to go on, as named tensors."""
         ...
@@ -166,11 +170,17 @@ class RunFile:
             state, metadata = load(self.path)
         except FileNotFoundError:
             return
-        theirs = json.loads(metadata["run"])
+        theirs, done = json.loads(metadata["run"]), len(state["losses"])
+        if done > steps:
+            raise ValueError(
+                f"steps must be at least {done}, the steps in the checkpoint {self.path}, got {steps}; "
+                "or give another checkpoint path"
+            )
+        ours = self._fingerprint | self.run.past(done)
         differences = [
-            f"{name} ({theirs.get(name)} there, {self._fingerprint.get(name)} here)"
-            for name in self._fingerprint | theirs
-            if theirs.get(name) != self._fingerprint.get(name)
+            f"{name} ({theirs.get(name)} there, {ours.get(name)} here)"
+            for name in ours | theirs
+            if theirs.get(name) != ours.get(name)
         ]
         if differences:
             raise ValueError(
@@ -178,18 +188,13 @@ class RunFile:
                 "Give the arguments and the generator seeds of that run, or another checkpoint path, "
                 "or delete the file"
             )
-        done = len(state["losses"])
-        if done > steps:
-            raise ValueError(
-                f"steps must be at least {done}, the steps in the checkpoint {self.path}, got {steps}; "
-                "or give another checkpoint path"
-            )
         self.run.restore(state)
         self.good_step = done
 
     def save(self) -> None:
         if self.writes:
-            save(self.path, self.run.state(), {"run": json.dumps(self._fingerprint)})
+            fingerprint = self._fingerprint | self.run.past(self.run.steps_done)
+            save(self.path, self.run.state(), {"run": json.dumps(fingerprint)})
         self.good_step = self.run.steps_done
 
     def __str__(self) -> str:

@@ -194,6 +194,8 @@ def train(
     jobs = list(jobs)
     if not jobs:
         raise ValueError("jobs must hold at least one training.Job")
+    if any(job.augment is not None for job in jobs):
+        raise ValueError("networks that are trained together take no augment; train them one by one")
     integer("checkpoint_every", checkpoint_every, 1)
     from tqdm import tqdm
 
@@ -315,7 +317,7 @@ class _Run:
             torch._foreach_copy_(self._gradients, torch.autograd.grad(loss.sum(), self.learned))
         with torch.no_grad():
             for (lr, schedule), tensors in self._updates:
-                _adam(**tensors, lr=lr * schedule(number / self.steps), fused=self._fused)
+                _adam(**tensors, lr=lr * schedule(number, self.steps), fused=self._fused)
             torch._foreach_lerp_(self._means, self.learned, 1 - average_decay(self.ema, number))
         self.losses[number] = loss.detach()
         self.steps_done += 1
@@ -327,9 +329,13 @@ class _Run:
         networks = self.stack.unstack(self.average)
         return [Trained(network, losses[:, i].clone()) for i, network in enumerate(networks)]
 
+    def past(self, done: int) -> dict[str, str]:
+        """Nothing: the fingerprint holds all step sizes, as the number of steps is fixed."""
+        return {}
+
     def fingerprint(self) -> dict[str, str]:
         """What must be equal for a checkpoint to belong to this run."""
-        jobs = [job.fingerprint() | {"seed": str(job.seed)} for job in self.jobs]
+        jobs = [job.fingerprint() | job.past(job.steps) | {"seed": str(job.seed)} for job in self.jobs]
         digest = hashlib.sha256(json.dumps(jobs).encode()).hexdigest()[:16]
         # The names in `state` are part of it: a file that has others is not taken for one of this run.
         return {

@@ -22,8 +22,11 @@ from molrg.noise import Distribution, as_distribution
 Weighting = Callable[[Tensor], Tensor]
 """Loss weights (N,) of noise levels (N,)."""
 
-Schedule = Callable[[float], float]
-"""Factor of the step size at a fraction, in [0, 1), of the steps."""
+Schedule = Callable[[int, int], float]
+"""Factor of the step size at a step (from 0) of so many steps."""
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""A changed copy of a batch x_0 (N, n), such as images some of which are mirrored."""
 
 Target = Callable[[Tensor, Tensor], Tensor]
 """What the denoiser is to return, (N, n), for x (N, n) at the levels (N,)."""
@@ -54,17 +57,33 @@ def edm_weighting(sigma_data: float) -> Weighting:
     return lambda sigma: (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
-def constant(_fraction: float) -> float:
+def constant(_step: int, _steps: int) -> float:
     """Keep the step size."""
     return 1.0
 
 
-def cosine(fraction: float) -> float:
+def cosine(step: int, steps: int) -> float:
     """Rise from 0 in the first twentieth of the steps, then fall to 0 along half a cosine."""
-    warm = 0.05
+    fraction, warm = step / steps, 0.05
     if fraction < warm:
         return fraction / warm
     return 0.5 * (1 + math.cos(math.pi * (fraction - warm) / (1 - warm)))
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Rise in the first `warm` steps, then keep the step size, then fall in the last share `fall` to 0.
+
+    Before its fall a run takes the same steps whatever their number is to be: from one checkpoint, training
+    can end now, by a fall of its own, and also go on.
+    """
+
+    warm: int = 200
+    fall: float = 0.1
+
+    def __call__(self, step: int, steps: int) -> float:
+        end = (steps - step) / (self.fall * steps) if self.fall else 1.0
+        return min(1.0, (step + 1) / self.warm, end)
 
 
 def uniform_weighting(sigma: Tensor) -> Tensor:
@@ -90,7 +109,7 @@ class Job:
     steps, batch_size, lr
         Number of updates, samples in each, step size of Adam.
     schedule
-        Factor of the step size at a fraction of the steps: `constant`, `cosine` or any function.
+        Factor of the step size at a step of so many: `constant`, `cosine`, `Plateau(...)` or any function.
     ema
         Decay of the running mean of the weights that is returned, in [0, 1); 0 returns the last weights.
         Early on it is at most (1 + t)/(10 + t) at step t.
@@ -102,6 +121,12 @@ class Job:
         is distillation. None: x_0.
     seed
         Of batches, levels and noise (and, through a seed drawn from it, of dropout).
+    augment
+        Changes each batch of x_0 before the noise is added, for example `mirrored(shape)`. None: nothing.
+    known_as
+        What stands for the whole job in checkpoints, where the caller answers for it: a checkpoint is then
+        taken up though code was renamed, or data were made with other roundoff. None: digests of all that
+        decides the run.
 
     Raises
     ------
@@ -120,6 +145,8 @@ class Job:
     weighting: Weighting | None = None
     target: Target | None = None
     seed: int = 0
+    augment: Augmentation | None = None
+    known_as: str | None = None
 
     def __post_init__(self) -> None:
         if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
@@ -154,16 +181,17 @@ class Job:
         dim = self.data.shape[1]
         levels = torch.logspace(-4, 3, 64)
         points = torch.sin(torch.arange(64.0 * dim)).reshape(64, dim)
-        fractions = [i / self.steps for i in range(min(self.steps, 1000))]
-        factors = [self.schedule(fraction) for fraction in fractions]
         aim = "x0"
         if self.target is not None:
             kind = next(iter(weights.values()))
             aim = digest([self.target(points.to(kind), levels.to(kind))])
+        changed = "none"
+        if self.augment is not None:
+            changed = digest([self.augment(points, torch.Generator().manual_seed(0))])
         return {
             "batch_size": str(self.batch_size),
+            "augment": changed,
             "lr": repr(self.lr),
-            "schedule": "constant" if set(factors) == {1.0} else digest([torch.tensor(factors)]),
             "ema": repr(self.ema),
             "sigmas": repr(as_distribution(self.sigmas)),
             "weighting": digest([self.loss_weighting(levels)]),
@@ -172,6 +200,11 @@ class Job:
             "network": hashlib.sha256(structure(self.denoiser).encode()).hexdigest()[:16],
             "starting weights": digest(list(weights.values())),
         }
+
+    def past(self, done: int) -> dict[str, str]:
+        """What must be equal, besides, in the first `done` steps: their step sizes."""
+        factors = [self.schedule(step, self.steps) for step in range(done)]
+        return {"step sizes so far": digest([torch.tensor(factors, dtype=torch.float64)])}
 
 
 def train(
@@ -186,6 +219,8 @@ def train(
     ema: float = 0.999,
     weighting: Weighting | None = None,
     target: Target | None = None,
+    augment: Augmentation | None = None,
+    known_as: str | None = None,
     precision: str = "full",
     compile: bool = False,
     generator: torch.Generator | None = None,
@@ -209,7 +244,7 @@ def train(
     ----------
     denoiser
         Its weights are trained in place.
-    denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target
+    denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target, augment, known_as
         As in `Job`.
     precision
         Of the forward and backward pass: `full`, that of the weights, or `bfloat16`, in which products and
@@ -246,7 +281,7 @@ def train(
     OSError
         If a checkpoint cannot be written; the last good one is intact.
     """
-    job = Job(denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target)
+    job = Job(denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target, 0, augment, known_as)
     run = _Run(job, generator, device, choice("precision", precision, PRECISIONS), compile)
     together = run.processes
     if together.count > 1:
@@ -348,6 +383,8 @@ class _Run:
         own = self.processes.share(size)
         level = sigma[own]
         aim = self.data.index_select(0, rows[own].to(self.device))
+        if self.job.augment is not None:
+            aim = self.job.augment(aim, self.generator)
         x = torch.addcmul(aim, level[:, None], noise[own].to(self.device))
         if self.job.target is not None:
             with torch.no_grad():
@@ -365,7 +402,7 @@ class _Run:
         loss.backward()
         loss = loss.detach()
         self.processes.add_up([loss, *(p.grad for p in self.parameters if p.grad is not None)])
-        self.optimizer.param_groups[0]["lr"] = self.job.lr * self.job.schedule(number / self.job.steps)
+        self.optimizer.param_groups[0]["lr"] = self.job.lr * self.job.schedule(number, self.job.steps)
         self.optimizer.step()
         with torch.no_grad():
             decay = average_decay(self.job.ema, number)
@@ -418,11 +455,17 @@ class _Run:
 
     def fingerprint(self) -> dict[str, str]:
         """What must be equal for a checkpoint to belong to this run."""
+        if self.job.known_as is not None:
+            return {"known as": self.job.known_as}
         fingerprint = self.job.fingerprint() | {
             "device": self.device.type,
             "generator": digest([self.generator.get_state()]),
         }
         return fingerprint if self.precision == "full" else fingerprint | {"precision": self.precision}
+
+    def past(self, done: int) -> dict[str, str]:
+        """What must be equal in the steps done."""
+        return self.job.past(done)
 
     @property
     def steps_done(self) -> int:
