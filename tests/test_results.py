@@ -872,10 +872,13 @@ def test_variables_are_not_followed() -> None:
         "with x as y: return y",
         "try: return 1\n    except ValueError as y: return y",
         "match x:\n        case {'a': y, **z}: return y",
+        "class A:\n        y = 2\n    return A",
+        "def f():\n        y = 2\n        def g():\n            nonlocal y\n            y = 3",
     ):
         assert of(body, "y = 1") == of(body, "y = 2") == of(body)
     for body in (
         "return [y for z in x]",
+        "return [z for z in x if y]",
         "return [y for y in y]",
         "return [y for y in x] + y",
         "return lambda x: y",
@@ -888,6 +891,13 @@ def test_variables_are_not_followed() -> None:
         "def f(): return y\n    return f",
     ):
         assert of(body, "y = 1") != of(body, "y = 2"), body
+
+
+def test_attributes_of_what_is_reached_count() -> None:
+    texts = {"molrg": "", "molrg.a": "y = 1\ndef run(): return y.real"}
+    assert code_digest(texts, "molrg.a.run") != code_digest(
+        texts | {"molrg.a": texts["molrg.a"].replace("real", "imag")}, "molrg.a.run"
+    )
 
 
 def test_either_of_two_imports_under_one_name_counts() -> None:
@@ -909,6 +919,26 @@ def test_what_acts_counts_in_the_packages_around_and_in_modules_that_hand_on() -
     assert code_digest(SOURCES | {"molrg.constants": acting + SOURCES["molrg.constants"]}) != code_digest(
         SOURCES
     )
+
+
+def test_what_acts_counts_wherever_it_is_run() -> None:
+    alone = {"molrg": "", "molrg.a": "def run(): return 1"}
+    assert code_digest(alone, "molrg.a.run") != code_digest(alone | {"molrg": "print()"}, "molrg.a.run")
+    hands_on = {
+        "molrg": "",
+        "molrg.a": "from compendium.b import f\ndef run(): return f()",
+        "compendium.b": "from molrg.c import f",
+        "molrg.c": "def f(): return 1",
+    }
+    acts = {"compendium.b": "print()\nfrom molrg.c import f"}
+    assert code_digest(hands_on, "molrg.a.run") != code_digest(hands_on | acts, "molrg.a.run")
+    in_turn = {
+        "molrg": "",
+        "molrg.a": "from molrg import b\nb.go()\ndef run(): return 1",
+        "molrg.b": "x[1] = 1\ndef go(): return 1",
+    }
+    edited = in_turn | {"molrg.b": in_turn["molrg.b"].replace("= 1\n", "= 2\n")}
+    assert code_digest(in_turn, "molrg.a.run") != code_digest(edited, "molrg.a.run")
 
 
 def test_the_digest_follows_names_and_nothing_else() -> None:

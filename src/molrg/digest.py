@@ -39,6 +39,7 @@ _Piece = str | _Use
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _COMPREHENSIONS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_SILENT_FIELDS = ("ctx", "kind", "type_comment")
 _COMPOUND = (ast.For, ast.While, ast.If, ast.With, ast.Try, ast.TryStar, ast.Match)
 
 
@@ -130,9 +131,9 @@ def _reach(start: _Key, sources: Mapping[str, str] = _LOADED) -> tuple[dict[_Key
             yield ".".join([f"#{numbers[target]}", *attributes])
 
     def text(piece: _Piece) -> str:
-        return (
-            piece if isinstance(piece, str) else "|".join(each for p in piece.paths for each in references(p))
-        )
+        if isinstance(piece, str):
+            return piece
+        return "|".join(dict.fromkeys(each for path in piece.paths for each in references(path)))
 
     for key in waiting:  # which grows
         modules.update(_with_parents(key[0], sources))
@@ -238,13 +239,9 @@ class _Module:
     def part(self, name: str) -> list[_Piece]:
         """The text of a definition, of the effects, or of the whole module, whose names count as well."""
         if name not in self._parts:
-            whole = {_WHOLE: self.statements, _EFFECTS: self.effects}
-            pieces = list(
-                self._pieces(whole.get(name) or self.definitions.get(name, []), _Scopes((self.top,), {}))
-            )
-            if name == _WHOLE:
-                pieces.insert(0, ",".join(sorted(self.definitions)))
-            self._parts[name] = pieces
+            statements = {_WHOLE: self.statements, _EFFECTS: self.effects} | self.definitions
+            names = [",".join(sorted(self.definitions))] if name == _WHOLE else []
+            self._parts[name] = [*names, *self._pieces(statements[name], _Scopes((self.top,), {}))]
         return self._parts[name]
 
     def _bound(self, nodes: Iterable[ast.AST]) -> dict[str, tuple[str, ...]]:
@@ -256,12 +253,10 @@ class _Module:
                     bound[name] = tuple(dict.fromkeys([*bound.get(name, ()), path]))
             elif isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load):
                 bound.setdefault(part.id, ())
-            elif (
-                isinstance(part, (*_DEFINITIONS, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and part.name
-            ):
-                bound.setdefault(part.name, ())
-            elif isinstance(part, ast.MatchMapping) and part.rest:
-                bound.setdefault(part.rest, ())
+            elif isinstance(part, (*_DEFINITIONS, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
+                bound.setdefault(part.name or "_", ())
+            elif isinstance(part, ast.MatchMapping):
+                bound.setdefault(part.rest or "_", ())
         return bound
 
     def _imported(self, node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
@@ -285,8 +280,6 @@ class _Module:
         for part in (part for each in body for part in _same_scope(each)):
             if isinstance(part, ast.Global):
                 scope |= {name: self.top.get(name, ()) for name in part.names}
-            elif isinstance(part, ast.Nonlocal):
-                scope = {name: paths for name, paths in scope.items() if name not in part.names}
         return scopes.inside(scope)
 
     def _pieces(self, node: Any, scopes: _Scopes) -> Iterator[_Piece]:
@@ -305,16 +298,11 @@ class _Module:
         else:
             yield f"{type(node).__name__}("
             for name, value, around in self._fields(node, scopes):
-                if (
-                    name in ("ctx", "kind", "type_comment")
-                    or value == []
-                    or (value is None and name != "value")
-                ):
+                if name in _SILENT_FIELDS or value == [] or (value is None and name != "value"):
                     continue
                 yield f"{name}="
-                own = isinstance(node, _DEFINITIONS) and name == "name" and around.functions == (self.top,)
-                own = own and not around.in_class
-                yield from (own and around.pieces(value)) or self._pieces(value, around)
+                defined = isinstance(node, _DEFINITIONS) and name == "name" and len(around.functions) == 1
+                yield from (defined and around.pieces(value, stored=True)) or self._pieces(value, around)
                 yield ","
             yield ")"
 
@@ -345,11 +333,9 @@ def _followed(node: ast.AST, scopes: _Scopes) -> list[_Piece]:
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
         node = node.value
-    return (
-        scopes.pieces(node.id, names, not isinstance(node.ctx, ast.Load))
-        if isinstance(node, ast.Name)
-        else []
-    )
+    if not isinstance(node, ast.Name):
+        return []
+    return scopes.pieces(node.id, names, stored=not isinstance(node.ctx, ast.Load))
 
 
 def _same_scope(node: ast.AST) -> Iterator[ast.AST]:
