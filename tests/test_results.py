@@ -926,6 +926,7 @@ def test_what_acts_counts_wherever_it_is_run() -> None:
     assert code_digest(alone, "molrg.a.run") != code_digest(alone | {"molrg": "print()"}, "molrg.a.run")
     hands_on = {
         "molrg": "",
+        "compendium": "",
         "molrg.a": "from compendium.b import f\ndef run(): return f()",
         "compendium.b": "from molrg.c import f",
         "molrg.c": "def f(): return 1",

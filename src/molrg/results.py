@@ -61,9 +61,10 @@ class Record:
     """A result and where it comes from.
 
     `value` is what the function returned. `provenance` holds `parameters`, `code` (digest), `data` (digest of
-    each image data set read, by name), `device`, `versions`, `date`, `seconds`, `checksum` and `carried` (how
-    later code came to vouch for it). `changes` says what is no longer as it was when the result was made: its
-    code, its data. `path` is its file.
+    each image data set read, by name), `device`, `versions`, `date`, `seconds`, `checksum`, `carried` (how
+    later code came to vouch for it) and, where the witness was made later than the result, `witness`.
+    `changes` says what is no longer as it was when the result was made: its code, its data. `path` is its
+    file.
     """
 
     value: dict[str, Any]
