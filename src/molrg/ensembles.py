@@ -405,11 +405,11 @@ class _Batches:
         self._which = torch.tensor(which, device=self.device)
         self._counts = [len(jobs[group[0]].data) for group in groups]
         self._distributions = [distributions[group[0]] for group in groups]
-        self.generators = [torch.Generator(self.device).manual_seed(jobs[group[0]].seed) for group in groups]
+        # On the processor draws are the same whatever the device.
+        self.generators = [torch.Generator().manual_seed(jobs[group[0]].seed) for group in groups]
         # Each takes the seed of dropout from its generator when it is trained alone.
         self.dropout_seed, *_ = [
-            int(torch.randint(2**62, (), generator=generator, device=self.device))
-            for generator in self.generators
+            int(torch.randint(2**62, (), generator=generator)) for generator in self.generators
         ]
         # A level that stays, rounded as a draw of it would be; zero stands for several.
         fixed = [
@@ -432,10 +432,9 @@ class _Batches:
         for generator, count, distribution in zip(
             self.generators, self._counts, self._distributions, strict=True
         ):
-            draw: dict[str, Any] = {"generator": generator, "device": self.device}
-            rows.append(torch.randint(count, (size,), **draw))
+            rows.append(torch.randint(count, (size,), generator=generator))
             levels.append(distribution.sample(size, generator).to(self.dtype))
-            noise.append(torch.randn(size, dim, dtype=self.dtype, **draw))
+            noise.append(torch.randn(size, dim, dtype=self.dtype, generator=generator))
         sigma = self._sigma
         if sigma is None:
             sigma = torch.where(self._fixed > 0, self._fixed, self._each(levels))
@@ -449,10 +448,10 @@ class _Batches:
         return x, sigma, aim
 
     def _each(self, drawn: list[Tensor]) -> Tensor:
-        """What was drawn, for each network."""
+        """What was drawn, for each network, on the device."""
         if len(drawn) == 1:
-            return drawn[0].expand(self.members, *drawn[0].shape)
-        return torch.stack(drawn).index_select(0, self._which)
+            return drawn[0].to(self.device).expand(self.members, *drawn[0].shape)
+        return torch.stack(drawn).to(self.device).index_select(0, self._which)
 
 
 def _loop(run: _Run, file: RunFile | None, bar: Any) -> None:

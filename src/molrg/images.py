@@ -90,6 +90,14 @@ def load(name: str | Path, root: str | Path | None = None, download: bool = Fals
     return data
 
 
+@sources.reader("")
+def _present(name: str) -> str | None:
+    try:
+        return load(name).digest
+    except FileNotFoundError:
+        return None
+
+
 def _load(name: str | Path, root: str | Path | None, download: bool) -> Images:
     base = Path(root if root is not None else os.environ.get("MOLRG_DATA") or ROOT / "data").expanduser()
     if str(name) == "digits":

@@ -317,9 +317,25 @@ def digest_of(
     return _find(name_or_folder, allow_bin, scheduler, fetch=False).digest()
 
 
-@dataclass(frozen=True)
-class ModelFiles:
-    """The files of one model: its configuration, which was checked, and its weights."""
+@sources.reader("published/")
+def _present(name: str) -> str | None:
+    try:
+        return digest_of(name.removeprefix("published/"))
+    except FileNotFoundError:
+        return None
+
+
+def latents(
+    vae: str | Path,
+    data: Images,
+    folder: Path,
+    side: int | None = None,
+    *,
+    allow_bin: bool | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 16,
+) -> Images:
+    """Return `data` in the latent space of an autoencoder (AutoencoderKL of diffusers): `shape` is (C, h, w).
 
     kind: str  # its class in diffusers
     folder: Path

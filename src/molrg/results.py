@@ -22,6 +22,7 @@ import fcntl
 import hashlib
 import html
 import importlib
+import importlib.metadata
 import inspect
 import json
 import math
@@ -43,6 +44,8 @@ from molrg.files import write_atomically
 from molrg.paths import ROOT
 
 FORMAT = 1
+FREE = ("dataset", "smoke")
+"""Parameters that name the data and the size, in which a witness may differ from its run."""
 LARGEST = 1_000_000
 """Largest stored result in bytes: results are committed, so they are to stay small."""
 
@@ -58,9 +61,10 @@ class Record:
     """A result and where it comes from.
 
     `value` is what the function returned. `provenance` holds `parameters`, `code` (digest), `data` (digest of
-    each image data set read, by name), `device`, `versions`, `date`, `seconds`, `checksum` and `carried` (how
-    later code came to vouch for it). `changes` says what is no longer as it was when the result was made: its
-    code, its data. `path` is its file.
+    each image data set read, by name), `device`, `versions`, `date`, `seconds`, `checksum`, `carried` (how
+    later code came to vouch for it) and, where the witness was made later than the result, `witness`.
+    `changes` says what is no longer as it was when the result was made: its code, its data. `path` is its
+    file.
     """
 
     value: dict[str, Any]
@@ -126,14 +130,17 @@ def load_or_compute(
     goes on from there. Of two processes that ask for the same result, one computes and the other waits.
     `witness` is a set of parameters with which the function takes seconds, computed and stored beside the
     result; `tolerance` is the error, relative to the largest magnitude in each array, within which later code
-    must repeat it.
+    must repeat it. The witness makes the run's choices: texts, truth values and None are the same in both,
+    whatever has entries has some in both; only those of the parameters in `FREE` may differ.
 
-    Raises `TypeError` for parameters that the function does not take, `DamagedResult` for a stored file whose
+    Raises `TypeError` for parameters that the function does not take, `ValueError` for a witness that makes
+    other choices, `DamagedResult` for a stored file whose
     content changed or belongs to another call, `RuntimeError` where the result is to be computed and its code
     was edited after it was imported, and `OSError` where the result cannot be written; nothing is then
     overwritten.
     """
     parameters, witness = _complete(function, parameters), _complete(function, witness)
+    _check_witness(function, parameters, witness)
     digest.of_function(function)  # raises, before any work, where the function's code cannot be followed
     path = _path(function, parameters)
     if not path.exists():
@@ -172,28 +179,19 @@ def _record(path: Path, content: dict[str, Any]) -> Record:
 def _changed_data(content: dict[str, Any]) -> list[str]:
     """The data sets and checkpoints of a result that are here and not what they were when it was computed."""
     changed = []
-    for name, before in content["provenance"].get("data", {}).items():
+    noted = content["provenance"].get("data", {})
+    if noted:
+        with contextlib.suppress(ImportError):  # the function is gone: the result is stale for that
+            importlib.import_module(content["function"].rpartition(".")[0])  # and with it the readers
+    for name, before in noted.items():
         try:
-            now = _digest_now(name)
-        except FileNotFoundError:
-            continue  # absent, and so not known to have changed
-        except ValueError as error:
+            now = sources.present(name)
+        except (LookupError, ValueError) as error:
             changed.append(f"data {name!r} that can no longer be read ({error})")
             continue
-        if now != before:
+        if now not in (None, before):
             changed.append(f"other data {name!r} (digest {before[:10]} then, {now[:10]} now)")
     return changed
-
-
-def _digest_now(name: str) -> str:
-    """The digest of a data set, or of a checkpoint `published/...`, as it is now."""
-    if name.startswith("published/"):
-        from molrg import published
-
-        return published.digest_of(name.removeprefix("published/"))
-    from molrg import images
-
-    return images.load(name).digest
 
 
 def _is_stale(content: dict[str, Any]) -> bool:
@@ -228,6 +226,7 @@ def revalidate(path: Path) -> float:
             return 0.0
         code = _unedited(function)
         witness = content["witness"]
+        _check_witness(function, content["parameters"], witness["parameters"])
         with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
             again = function(**_complete(function, witness["parameters"]), workdir=Path(folder))
         error = _difference(_decode(witness["value"]), _decode(_encode(dict(again))))
@@ -363,6 +362,25 @@ def _complete(function: Function, parameters: Mapping[str, Any]) -> dict[str, An
         raise TypeError(f"{function.__qualname__}: {error}; its parameters are {known}") from None
     bound.apply_defaults()
     return {name: _plain(value, name) for name, value in bound.arguments.items() if name != "workdir"}
+
+
+def _check_witness(function: Function, parameters: Mapping[str, Any], witness: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a witness that need not reach all code that the run reaches."""
+    for name, value in parameters.items():
+        if name not in FREE and (missing := _choices(value) - _choices(witness.get(name))):
+            raise ValueError(
+                f"{function.__qualname__}: the witness has {name} = {witness.get(name)!r} and the run "
+                f"{value!r}, so that it need not reach the same code: give it {', '.join(sorted(missing))} "
+                f"too; only {' and '.join(FREE)} may differ"
+            )
+
+
+def _choices(value: Any) -> set[str]:
+    """What in a parameter may choose code: texts, truth values, None, and that there are numbers at all."""
+    if isinstance(value, (list, dict)):
+        entries = value.values() if isinstance(value, dict) else value
+        return set().union(*map(_choices, entries))
+    return {repr(value) if value is None or isinstance(value, (bool, str)) else "a number"}
 
 
 def _plain(value: Any, name: str) -> Any:
@@ -539,7 +557,11 @@ def _device(before: Sequence[int]) -> str:
 def _versions() -> dict[str, str]:
     import torch
 
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    for name in ("scipy", "scikit-learn", "diffusers", "python-flint"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def _today() -> str:

@@ -256,7 +256,7 @@ def train(
         a GPU. Changes the order of sums and the masks of dropout; a stopped run may go on with or without.
     generator
         Source of batches, levels and noise (and, through a seed drawn from it, of dropout); on the CPU or on
-        the training device. None: a new one on the training device with seed 0.
+        the training device. None: a new one on the CPU with seed 0.
     device
         Where to train; None: where the denoiser is. Of several processes, each has its own instead.
     checkpoint
@@ -349,7 +349,7 @@ class _Run:
         self.network.to(self.device)
         if precision == "bfloat16" and self.device.type == "cuda":
             # The layout of images that convolutions on tensor cores take.
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         # Another callable with the same weights, whose names are thereby left alone.
         self.forward: Callable[[Tensor, Tensor], Tensor] = (
             torch.compile(self.network) if compile else self.network
@@ -358,9 +358,8 @@ class _Run:
             parameter for parameter in self.network.parameters() if parameter.requires_grad
         ]
         self.data = job.data.detach().to(self.device, self.parameters[0].dtype)
-        self.generator = (
-            torch.Generator(self.device).manual_seed(job.seed) if generator is None else generator
-        )
+        # On the processor draws are the same whatever the device.
+        self.generator = torch.Generator().manual_seed(job.seed) if generator is None else generator
         # One kernel for all parameters where there is one.
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=job.lr, fused=fused)

@@ -82,6 +82,11 @@ def reads_many(model: str) -> bool:
     return SETTINGS[model]["steps"] > 10_000 if model in MODELS else devices.best().type != "cpu"
 
 
+def small_data(dataset: str, model: str) -> str:
+    """Return the data for a run of `model` in seconds: digits, but a published model is for its own."""
+    return "digits" if model in MODELS else dataset
+
+
 def usable_levels(denoiser: nn.Module, levels: Sequence[float]) -> tuple[float, ...]:
     """Return those of `levels` that the denoiser takes: all, or those in its `sigma_range` if it has one.
 
@@ -150,7 +155,7 @@ def trained(
         schedule=training.cosine,
         ema=0.995,
         precision="bfloat16" if devices.best().type == "cuda" else "full",
-        generator=torch.Generator(devices.best()).manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed),
         device=devices.best(),
         checkpoint=place(data, model, width, depth, steps, batch_size, seed),
         checkpoint_every=100,

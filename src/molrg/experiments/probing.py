@@ -171,7 +171,7 @@ class Runs(NamedTuple):
 
 def stored(dataset: str, model: str, networks: int, draws: int, smoke: bool) -> Runs:
     """Load or compute the results of networks trained from seeds 0 ... networks - 1."""
-    witness = settings("digits", model if model in denoisers.MODELS else "unet", 0, 1, True)
+    witness = settings(denoisers.small_data(dataset, model), model, 0, 1, True)
     records = [
         results.load_or_compute(
             run, settings(dataset, model, seed, draws, smoke), witness=witness, tolerance=0.02
