@@ -54,4 +54,4 @@ def test_visible_lines_fit_beside_the_table_of_contents(page: str) -> None:
 @pytest.mark.parametrize("page", pages.page_ids())
 def test_the_code_is_formatted(page: str) -> None:
     text = pages.page_text(page).read_text(encoding="utf-8")
-    assert pages.tidy(page, text) == text, f"run python -m molrg.pages format {page}"
+    assert pages.formatted(page, text) == text, f"run python -m molrg.pages format {page}"

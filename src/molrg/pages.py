@@ -76,9 +76,9 @@ def format_code(page: str) -> None:
     long as those of modules. Raises `PageError` where ruff cannot read the code.
     """
     text = page_text(page).read_text(encoding="utf-8")
-    formatted = tidy(page, text)
-    if formatted != text:
-        write_atomically(page_text(page), formatted.encode())
+    new = formatted(page, text)
+    if new != text:
+        write_atomically(page_text(page), new.encode())
 
 
 def is_visible(cell: Any) -> bool:
@@ -86,7 +86,7 @@ def is_visible(cell: Any) -> bool:
     return not HIDDEN & set(cell.metadata.get("tags", []))
 
 
-def tidy(page: str, text: str) -> str:
+def formatted(page: str, text: str) -> str:
     """Return a page's text with its code fixed and formatted."""
     import nbformat
 

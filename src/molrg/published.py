@@ -325,17 +325,9 @@ def _present(name: str) -> str | None:
         return None
 
 
-def latents(
-    vae: str | Path,
-    data: Images,
-    folder: Path,
-    side: int | None = None,
-    *,
-    allow_bin: bool | None = None,
-    device: torch.device | str | None = None,
-    batch_size: int = 16,
-) -> Images:
-    """Return `data` in the latent space of an autoencoder (AutoencoderKL of diffusers): `shape` is (C, h, w).
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one model: its configuration, which was checked, and its weights."""
 
     kind: str  # its class in diffusers
     folder: Path
