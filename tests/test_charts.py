@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import altair
+import numpy as np
 import pytest
 import vl_convert
 
@@ -185,3 +186,16 @@ def test_a_table_has_a_head_and_a_body_for_each_group() -> None:
         "<tbody><tr><td>64</td><td>a</td></tr><tr><td>128</td><td>b</td></tr></tbody>"
         "<tbody><tr><td>256</td><td>c</td></tr></tbody></table>"
     )
+
+
+def test_curves_over_levels_are_made_from_arrays() -> None:
+    chart = charts.over_levels(
+        {"one": [1.0, float("nan")], "two": (np.array([2.0, 3.0]), np.array([0.1, 0.2]))}, [0.1, 1.0], "SNR"
+    )
+    spec = charts.show(chart, "Two curves over two noise levels.").spec
+    (rows,) = spec["datasets"].values()
+    assert rows == [
+        {"sigma": 0.1, "value": 1.0, "name": "one"},
+        {"sigma": 0.1, "value": 2.0, "name": "two", "width": 0.1},
+        {"sigma": 1.0, "value": 3.0, "name": "two", "width": 0.2},
+    ]

@@ -90,3 +90,39 @@ def test_a_faulty_ledger_is_refused(tmp_path: Path, entry: str, message: str) ->
     path.write_text(f"peak: {entry}\n")
     with pytest.raises(ValueError, match=message):
         claims.load(path)
+
+
+@pytest.mark.parametrize(
+    ("finding", "verdict"),
+    [
+        (True, "reproduced"),
+        (np.bool_(False), "not reproduced"),
+        ([True, False], "reproduced in part"),
+        (np.array([[False], [False]]), "not reproduced"),
+        ([True, True], "reproduced"),
+    ],
+)
+def test_what_holds_decides_the_verdict(
+    finding: object, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checker(default=False).claim("peak", finding, "so many of so many")
+    assert capsys.readouterr().out.startswith(f"{verdict} | peak")
+
+
+@pytest.mark.parametrize("finding", [1.0, [], [0, 1], None, "perhaps"])
+def test_a_finding_that_is_no_finding_is_refused(finding: object) -> None:
+    with pytest.raises(ValueError, match="claim 'peak'"):
+        checker(default=False).claim("peak", finding, "evidence")
+
+
+@pytest.mark.parametrize(
+    ("source", "recorded", "affirmed"),
+    [
+        ("Theorem 1", "not reproduced", "reproduced"),
+        ("Theorem 1 (not in the paper)", "extended", "extended"),
+        ("Not in the paper", "reproduced in part", "extended"),
+        ("Not in the paper; follows", "reproduced", "reproduced"),
+    ],
+)
+def test_a_claim_of_this_book_alone_is_an_extension(source: str, recorded: str, affirmed: str) -> None:
+    assert Claim("id", "statement", source, "page", recorded).affirmed == affirmed

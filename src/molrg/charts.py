@@ -171,6 +171,25 @@ def curves(
     return altair.layer(*layers)
 
 
+def over_levels(
+    curves_of: Mapping[str, Any], levels: Sequence[float] | np.ndarray, y_title: str, **options: Any
+) -> Any:
+    """Curves over the noise level from arrays: an Altair chart.
+
+    `curves_of` holds by name the values at the `levels`, (L,), or a pair of values and half-widths of a band;
+    values that are NaN are left out. `options` are those of `curves`.
+    """
+    rows = []
+    for name, given in curves_of.items():
+        values, *widths = given if isinstance(given, tuple) else (given,)
+        for i, (level, value) in enumerate(zip(levels, values, strict=True)):
+            if not math.isnan(value):
+                width = {"width": float(widths[0][i])} if widths else {}
+                rows.append({"sigma": float(level), "value": float(value), "name": name, **width})
+    banded = any("width" in row for row in rows)
+    return curves(rows, "value", "name", error="width" if banded else None, y_title=y_title, **options)
+
+
 def curves_with_points(
     lines: Sequence[Mapping[str, Any]],
     points: Sequence[Mapping[str, Any]],

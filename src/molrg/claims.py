@@ -34,6 +34,13 @@ class Claim:
     page: str
     verdict: str
 
+    @property
+    def affirmed(self) -> str:
+        """The verdict if all of it holds: `extended` for what only this book claims, else `reproduced`."""
+        if self.verdict in ("reproduced", "extended"):
+            return self.verdict
+        return "extended" if self.source.startswith("Not in the paper") else "reproduced"
+
 
 class _Parameters(Protocol):
     @property
@@ -96,17 +103,20 @@ class Checker:
             raise CheckFailed(f"{compared}: difference {largest:.3g} exceeds the bound {bound:.3g}")
         print(f"holds | {compared}: difference <= {bound:.3g}")
 
-    def claim(self, claim_id: str, verdict: str, evidence: str) -> None:
+    def claim(self, claim_id: str, finding: Any, evidence: str) -> None:
         """State what this run finds about a claim of the ledger, with its evidence.
 
-        At the page's default parameters the verdict must be the recorded one. Raises `ValueError` for an
-        unknown verdict or a claim that the ledger does not list for this page.
+        `finding` is a verdict; or whether the claim holds; or whether each of its parts, or of the cases
+        tried, holds: some make it `reproduced in part`. At the page's default parameters the verdict must be
+        the recorded one. Raises `ValueError` for an unknown verdict or a claim that the ledger does not list
+        for this page.
         """
-        if verdict not in VERDICTS:
-            raise ValueError(f"verdict {verdict!r} of claim {claim_id!r} is not one of {', '.join(VERDICTS)}")
         if claim_id not in self._claims:
             known = ", ".join(self._claims) or "none"
             raise ValueError(f"book/claims.yml has no claim {claim_id!r} for page {self._page}, only {known}")
+        verdict = finding if isinstance(finding, str) else self._verdict(claim_id, finding)
+        if verdict not in VERDICTS:
+            raise ValueError(f"verdict {verdict!r} of claim {claim_id!r} is not one of {', '.join(VERDICTS)}")
         recorded = self._claims[claim_id].verdict
         if self._enforce and verdict != recorded:
             raise CheckFailed(
@@ -114,3 +124,15 @@ class Checker:
                 f"{evidence}. If the finding stands, record it in book/claims.yml."
             )
         print(f"{verdict} | {claim_id}: {evidence}")
+
+    def _verdict(self, claim_id: str, finding: Any) -> str:
+        import numpy
+
+        holds = numpy.asarray(finding)
+        if holds.dtype != bool or not holds.size:
+            raise ValueError(
+                f"finding of claim {claim_id!r} must be a verdict, or True or False; it is {finding!r}"
+            )
+        if holds.all():
+            return self._claims[claim_id].affirmed
+        return "reproduced in part" if holds.any() else "not reproduced"
