@@ -212,6 +212,16 @@ def test_what_cross_fitting_chooses_and_judges() -> None:
     shape = curves.cross_fit(paired, [1, 2, 3, 4])
     assert shape.rise is not None
     assert shape.rise.mean == pytest.approx(11 / 3)
+    chosen, judged = 0, 0
+    for image in range(40):  # each image either chooses the second seed's level or is judged
+        moved = paired.copy()
+        moved[0, image, 2] += 1000
+        chosen += curves.cross_fit(moved, [1, 2, 3, 4]).judged == (3,)
+        moved = paired.copy()
+        moved[:, image, 0] += 1e-3
+        shifted = curves.cross_fit(moved, [1, 2, 3, 4]).rise
+        judged += shifted is not None and shifted.mean != pytest.approx(11 / 3, abs=1e-9)
+    assert (chosen, judged) == (20, 20)
 
 
 def test_power_at_the_lowest_level_is_that_of_a_middling_rise() -> None:
