@@ -27,8 +27,8 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests --ignore tests/test_book.py --ignore tests/test_browser.py
-	$(BIN)/python -m molrg.results status
-	$(BIN)/python -m molrg.pages status
+	$(BIN)/python -m compendium.results status
+	$(BIN)/python -m compendium.pages status
 	$(BIN)/jupyter-book build book
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval book
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests/test_book.py tests/test_browser.py
@@ -45,7 +45,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.run
 
 revalidate: $(READY)
-	$(BIN)/python -m molrg.results revalidate
+	$(BIN)/python -m compendium.results revalidate
 
 clean:
 	rm -rf book/_build .snakemake .work .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """The build graph: a page's text -> its executed notebook -> the book.
 
-What is up to date is decided by contents (see molrg.pages), not by modification times, which a clone
+What is up to date is decided by contents (see compendium.pages), not by modification times, which a clone
 scrambles. A notebook is no `output` here, since Snakemake deletes the outputs of a failed job, and a page that
 fails is to leave its last good notebook alone; a receipt in .work stands for it.
 """
@@ -8,7 +8,7 @@ fails is to leave its last good notebook alone; a receipt in .work stands for it
 import sys
 from pathlib import Path
 
-from molrg import pages
+from compendium import pages
 
 RECEIPTS = ".work/executed/{page}"
 
@@ -32,4 +32,4 @@ rule page:
     output:
         touch(RECEIPTS),
     shell:
-        "{sys.executable:q} -m molrg.pages execute {input:q}"
+        "{sys.executable:q} -m compendium.pages execute {input:q}"

@@ -17,7 +17,7 @@ class _ClearedFile(pytest.File):
     def collect(self) -> Iterator[pytest.Item]:
         import nbformat
 
-        from molrg.pages import faults
+        from compendium.pages import faults
 
         for fault in faults(nbformat.read(self.path, as_version=4)):
             yield _Cleared.from_parent(self, name=fault)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import Row, compare
-from molrg import ensembles, noise, training
-from molrg.networks import FeedForward, Preconditioned
+from molrg.learning import ensembles, training
+from molrg.learning.networks import FeedForward, Preconditioned
+from molrg.model import noise
 
 DIM, SAMPLES = 50, 12_000
 

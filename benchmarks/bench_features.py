@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, compare
-from molrg import features
-from molrg.networks import MLP
+from molrg.learning.networks import MLP
+from molrg.measuring import features
 
 
 def plain(network: nn.Module, x: Tensor, batch_size: int) -> Tensor:

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from benchmarks.bench_ensembles import product_rate
 from benchmarks.timing import Row, compare
-from molrg import feature_store, features, image_networks, noise, training
-from molrg.networks import Preconditioned
+from molrg.images import image_networks
+from molrg.learning import training
+from molrg.learning.networks import Preconditioned
+from molrg.measuring import feature_store, features
+from molrg.model import noise
 
 SIGMA_DATA = 0.5
 

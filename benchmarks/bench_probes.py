@@ -6,7 +6,10 @@ import warnings
 
 import torch
 
-from molrg import MoLRG, features, networks, noise, probes, training
+from molrg import MoLRG
+from molrg.learning import networks, training
+from molrg.measuring import features, probes
+from molrg.model import noise
 
 SAMPLES, TEST, DIM, CLASSES = 10_000, 10_000, 512, 10
 

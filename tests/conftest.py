@@ -51,11 +51,10 @@ def page_source() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def make_clone() -> Callable[..., Path]:
-    """Makes a clone with one page at `folder`; without PyTorch in it, which takes seconds to import."""
+    """Makes a clone with one page at `folder`."""
 
     def make(folder: Path, page: str, text: str, claims: str = "{}") -> Path:
         shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "src" / "molrg" / "__init__.py").write_text("")
         for name in ("conftest.py", "pyproject.toml", "Snakefile"):
             shutil.copy(ROOT / name, folder)
         (folder / "results").mkdir()

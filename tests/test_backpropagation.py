@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from molrg.backpropagation import Backpropagation, applies
-from molrg.ensembles import Stack
-from molrg.networks import MLP, PREDICTIONS, FeedForward, Preconditioned
+from molrg.learning.backpropagation import Backpropagation, applies
+from molrg.learning.ensembles import Stack
+from molrg.learning.networks import MLP, PREDICTIONS, FeedForward, Preconditioned
 
 
 def network(dim: int = 5, depth: int = 2, frequencies: int = 3, **options: Any) -> Preconditioned:

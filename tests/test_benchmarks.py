@@ -19,8 +19,10 @@ from benchmarks import (
     run,
     timing,
 )
-from molrg import MoLRG, feature_store, features, image_networks
-from molrg.networks import MLP
+from molrg import MoLRG
+from molrg.images import image_networks
+from molrg.learning.networks import MLP
+from molrg.measuring import feature_store, features
 
 SMALL = [(12, 3, 2), (12, 10, 2)]  # orthogonal classes, and classes at angles
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from molrg import claims, pages, parameters
+from compendium import claims, pages, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = pages.page_ids()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import vl_convert
 
-from molrg import charts
+from compendium import charts
 
 WORDS = "A curve over the noise level that rises to a peak and falls."
 ROWS = [

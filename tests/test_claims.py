@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from molrg import claims
-from molrg.claims import Checker, CheckFailed, Claim
+from compendium import claims
+from compendium.claims import Checker, CheckFailed, Claim
 
 LEDGER = {
     "peak": Claim("peak", "The curve has one peak.", "Theorem 1", "theory/snr", "reproduced in part"),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from molrg import results, snr
-from molrg.experiments import clean_or_noisy as experiment
-from molrg.experiments import learned
-from molrg.networks import FeedForward, Preconditioned
+from compendium import results
+from experiments.learned import bench
+from experiments.learned import clean_or_noisy as experiment
+from molrg import snr
+from molrg.learning.networks import FeedForward, Preconditioned
 
 SMOKE: dict[str, Any] = {
     "num_classes": 3,
@@ -85,7 +86,7 @@ def test_told_the_truth_is_better_than_blind(found: dict[str, Any]) -> None:
 
 
 def test_the_blind_optimum_takes_a_clean_point_for_the_lowest_level() -> None:
-    mixture = learned.draw(3, 5, 50, 0.2, 60, 60, 0).mixture
+    mixture = bench.draw(3, 5, 50, 0.2, 60, 60, 0).mixture
     x0, _ = mixture.sample(200, generator=torch.Generator().manual_seed(1))
     blind = experiment.blind_posterior_mean(mixture, x0, 0.05, 2)
     told = mixture.posterior_mean(x0, 0.05)
@@ -94,7 +95,7 @@ def test_the_blind_optimum_takes_a_clean_point_for_the_lowest_level() -> None:
 
 def test_the_blind_optimum_is_the_mean_over_levels() -> None:
     """Against an average over draws of the level, weighted by the density of the point at each."""
-    mixture = learned.draw(2, 2, 6, 0.3, 60, 60, 0).mixture
+    mixture = bench.draw(2, 2, 6, 0.3, 60, 60, 0).mixture
     generator = torch.Generator().manual_seed(1)
     x0, _ = mixture.sample(50, generator=generator)
     x = x0 + 0.4 * torch.randn(x0.shape, generator=generator)
@@ -116,7 +117,7 @@ def test_parts_of_the_noise(found: dict[str, Any]) -> None:
 
 
 def test_measured_snr_of_a_network_is_that_of_the_library() -> None:
-    data = learned.draw(3, 4, 20, 0.3, 300, 6000, 0)
+    data = bench.draw(3, 4, 20, 0.3, 300, 6000, 0)
     generator = torch.Generator().manual_seed(2)
     inner = FeedForward(20, 32, generator=generator)
     torch.nn.init.normal_(inner.last.weight, std=0.1, generator=generator)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from molrg import curves
+from molrg.measuring import curves
 
 RNG = np.random.default_rng
 SHAPES = ("flat", "falling", "rising", "plateau, then fall", "cliff, then plateau")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from molrg import mmse, noise, snr
-from molrg.experiments import dae_vs_diffusion as experiment
+from experiments.learned import dae_vs_diffusion as experiment
+from molrg import snr
+from molrg.model import noise
+from molrg.snr import denoising_error
 
 SMOKE: dict[str, Any] = {
     "num_classes": 3,
@@ -62,7 +64,7 @@ def test_the_optimal_denoiser_is_measured_as_optimal(found: dict[str, Any]) -> N
 
 def test_a_trained_network_beats_doing_nothing(found: dict[str, Any]) -> None:
     sigma = found["levels"]
-    identity = 50 * sigma**2 / mmse.exact(3, 5, 0.2, torch.from_numpy(sigma)).numpy()
+    identity = 50 * sigma**2 / denoising_error.exact(3, 5, 0.2, torch.from_numpy(sigma)).numpy()
     for name in ("dae", "diffusion", "edm"):
         assert (found[name]["error"].mean(0)[5:] < identity[5:]).all(), name
 

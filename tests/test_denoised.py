@@ -10,8 +10,9 @@ import scipy.fft
 import scipy.stats
 import torch
 
-from molrg import images, noise
-from molrg.experiments import denoised
+from experiments.images import denoised
+from molrg import images
+from molrg.model import noise
 
 SMOKE: dict[str, Any] = {
     "dataset": "digits",

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from molrg import devices, images, published
-from molrg.experiments import denoisers
+from experiments.images import denoisers
+from molrg import images
+from molrg.images import published
+from molrg.support import devices
 
 
 @pytest.fixture(autouse=True)

@@ -12,25 +12,19 @@ import numpy as np
 import pretended
 import pytest
 import torch
-from test_capacity import SMOKE as CAPACITY
+from test_capacity_or_optimization import SMOKE as CAPACITY
 from torch import Tensor
 
-from molrg import (
-    MoLRG,
-    clustering,
-    devices,
-    empirical,
-    ensembles,
-    feature_store,
-    features,
-    noise,
-    probes,
-    similarity,
-    snr,
-    training,
-)
-from molrg.experiments import capacity, denoised, image_conditioning, image_memorization, probing
-from molrg.networks import MLP, FeedForward, Preconditioned
+from experiments.images import clean_or_noisy, denoised, memorization, probing
+from experiments.learned import capacity_or_optimization
+from experiments.theory import k_subspaces
+from molrg import MoLRG, snr
+from molrg.learning import ensembles, training
+from molrg.learning.networks import MLP, FeedForward, Preconditioned
+from molrg.measuring import feature_store, features, probes, similarity
+from molrg.measuring import subspaces as class_spaces
+from molrg.model import memorizing, noise
+from molrg.support import devices
 
 Task = Callable[[torch.device, Path], Iterable[Any]]
 
@@ -100,7 +94,7 @@ def stored_layers(device: torch.device, folder: Path) -> Iterable[Any]:
 
 def exact_denoisers(device: torch.device, _: Path) -> Iterable[Any]:
     mixture, x = MoLRG.orthogonal(2, 2, 5, generator=generator()), DATA.to(device)
-    memory = empirical.EmpiricalDenoiser(DATA, LABELS)
+    memory = memorizing.EmpiricalDenoiser(DATA, LABELS)
     found = [mixture.posterior_mean(x, [0.1, 0.5]), mixture.score(x, 0.5), mixture.log_prob(x, 0.5)]
     found += [mixture.sample(20, generator=generator(device=device))[0]]
     found += snr.estimate(mixture, mixture, [0.1, 0.5], 100, generator=generator(device=device))
@@ -111,10 +105,10 @@ def readings(device: torch.device, _: Path) -> Iterable[Any]:
     """Labels may be of the CPU."""
     there = torch.stack([DATA, DATA.square()]).to(device)
     linear = probes.select_logistic(there, LABELS, generator=generator())
-    subspaces = probes.class_subspaces(there, LABELS, 2)
+    subspaces = class_spaces.class_subspaces(there, LABELS, 2)
     found = [linear.accuracy(there, LABELS), subspaces.accuracy(there, LABELS), subspaces.snr(there, LABELS)]
     found += [similarity.linear_cka(there[0], there[1]), similarity.relative_distance(there[0], there[1])]
-    return [*found, clustering.k_subspaces(there[0], 3, 2, generator=generator()).labels]
+    return [*found, k_subspaces.k_subspaces(there[0], 3, 2, generator=generator()).labels]
 
 
 def arrays(found: dict[str, Any]) -> Iterable[Any]:
@@ -122,13 +116,13 @@ def arrays(found: dict[str, Any]) -> Iterable[Any]:
 
 
 def capacity_page(_: torch.device, folder: Path) -> Iterable[Any]:
-    every = capacity.variations
+    every = capacity_or_optimization.variations
 
     def chosen(*arguments: Any) -> Any:
         return [each for each in every(*arguments) if each[2].told_weights or each[2].exact_targets][:4]
 
-    with mock.patch.object(capacity, "variations", chosen):
-        found = capacity.run(**CAPACITY, workdir=folder)
+    with mock.patch.object(capacity_or_optimization, "variations", chosen):
+        found = capacity_or_optimization.run(**CAPACITY, workdir=folder)
     del found["nearest"]  # outputs after so few steps hardly span a subspace: weights off by 1e-7 change it
     return arrays(found)
 
@@ -140,9 +134,7 @@ def probing_page(_: torch.device, folder: Path) -> Iterable[Any]:
 
 def conditioning_page(_: torch.device, folder: Path) -> Iterable[Any]:
     small: dict[str, Any] = {"inputs": [1.0], "levels": [0.5], "train_samples": 300, "test_samples": 180}
-    return arrays(
-        image_conditioning.run("digits", "mlp", seed=0, draws=3, **small, smoke=True, workdir=folder)
-    )
+    return arrays(clean_or_noisy.run("digits", "mlp", seed=0, draws=3, **small, smoke=True, workdir=folder))
 
 
 def denoised_page(_: torch.device, folder: Path) -> Iterable[Any]:
@@ -150,8 +142,8 @@ def denoised_page(_: torch.device, folder: Path) -> Iterable[Any]:
 
 
 def memorization_page(_: torch.device, folder: Path) -> Iterable[Any]:
-    small = image_memorization.settings("digits", "times", "small", seeds=1, smoke=True)
-    return arrays(image_memorization.run(**small, workdir=folder))
+    small = memorization.settings("digits", "times", "small", seeds=1, smoke=True)
+    return arrays(memorization.run(**small, workdir=folder))
 
 
 LIBRARY: list[Task] = [

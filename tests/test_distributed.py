@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from molrg import checkpoints, distributed
-from molrg.distributed import Processes
-from molrg.networks import MLP, Preconditioned
-from molrg.noise import LogNormal
-from molrg.training import Trained, train
+from molrg.learning import checkpoints
+from molrg.learning.networks import MLP, Preconditioned
+from molrg.learning.training import Trained, train
+from molrg.model.noise import LogNormal
+from molrg.support import distributed
+from molrg.support.distributed import Processes
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 3), (7, 7), (2, 4), (1, 1)])

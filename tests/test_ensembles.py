@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import checkpoints, ensembles, features, training
-from molrg.networks import MLP, FeedForward, Preconditioned
-from molrg.noise import LogUniform
-from molrg.training import Job, Trained, cosine, edm_weighting, uniform_weighting
+from molrg.learning import checkpoints, ensembles, training
+from molrg.learning.networks import MLP, FeedForward, Preconditioned
+from molrg.learning.training import Job, Trained, cosine, edm_weighting, uniform_weighting
+from molrg.measuring import features
+from molrg.model.noise import LogUniform
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import feature_store, features, images, noise
-from molrg.experiments import denoisers
-from molrg.networks import MLP, Preconditioned
-from molrg.paths import ROOT
+from experiments.images import denoisers
+from molrg import images
+from molrg.learning.networks import MLP, Preconditioned
+from molrg.measuring import feature_store, features
+from molrg.model import noise
+from molrg.support.clone import ROOT
 
 SIGMAS = (0.1, 0.5, 2.0)
 
@@ -245,8 +247,8 @@ def test_a_stopped_run_goes_on_and_computes_no_chunk_twice(stops: list[int], tmp
 
 SCRIPT = """
 import resource, sys, torch
-from molrg import feature_store
-from molrg.networks import MLP, Preconditioned
+from molrg.measuring import feature_store
+from molrg.learning.networks import MLP, Preconditioned
 torch.set_num_threads(1)
 feature_store.CHUNK_ROWS, feature_store._COMMIT_SECONDS = 64, 0.0
 g = torch.Generator().manual_seed(0)
@@ -477,7 +479,7 @@ def test_features_that_are_not_finite(tmp_path: Path) -> None:
 SHARED = (
     SCRIPT
     + """
-from molrg.distributed import processes
+from molrg.support.distributed import processes
 found = feature_store.sweep(denoiser, x0[:1000], [0.1, 0.5, 2.0], folder=sys.argv[1], draws=2, batch_size=50,
     progress=False)
 assert found[found.layers[0]].shape == (3, 1000, 64)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import features
-from molrg.image_networks import dit, unet
-from molrg.networks import MLP, Preconditioned, SubspaceDenoiser
+from molrg.images.image_networks import dit, unet
+from molrg.learning.networks import MLP, Preconditioned, SubspaceDenoiser
+from molrg.measuring import features
 
 
 def generator(seed: int = 0) -> torch.Generator:

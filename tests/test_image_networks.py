@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from molrg import features, image_networks, networks
-from molrg.image_networks import all_layers, skip_layers
+from molrg.images import image_networks
+from molrg.images.network_layers import all_layers, skip_layers
+from molrg.learning import networks
+from molrg.measuring import features
 
 SHAPES = [(1, 8, 8), (3, 7, 5), (2, 5, 12), (1, 1, 3)]
 

@@ -15,7 +15,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from molrg import images, sources
+from molrg import images
+from molrg.images import reading
+from molrg.support import data_read
 
 Arrays = dict[str, Any]
 
@@ -84,7 +86,7 @@ def test_the_digest_is_that_of_the_content_and_is_noted(folder: Path) -> None:
 
     def read(save: Callable[..., None] = np.savez, **values: Any) -> str:
         save(path, **content | values)
-        with sources.listed() as noted:
+        with data_read.listed() as noted:
             digest = images.load(path).digest
         assert noted == {str(path): digest}
         return digest
@@ -99,7 +101,7 @@ def test_the_digest_is_that_of_the_content_and_is_noted(folder: Path) -> None:
     brighter[-1, -1, -1, -1] ^= 1
     others.append(read(test_images=brighter))
     assert len({whole, *others}) == len(content) + 2
-    with sources.listed() as noted, sources.listed() as inner:
+    with data_read.listed() as noted, data_read.listed() as inner:
         images.load("digits")
     assert (list(noted), list(inner)) == ([], ["digits"])
 
@@ -182,7 +184,7 @@ def test_npz_that_unpacks_to_more_than_the_bound(folder: Path, monkeypatch: pyte
     """Known from the archive's directory: nothing is unpacked. Parts that are not read do not count."""
     content = arrays()
     np.savez_compressed(folder / "mine.npz", **content, val_images=np.zeros(10**6, np.uint8))
-    monkeypatch.setattr(images, "MAX_BYTES", 10**5)
+    monkeypatch.setattr(reading, "MAX_BYTES", 10**5)
     images.load(folder / "mine.npz")
     content["train_images"] = np.zeros((7, 200, 300, 3), np.uint8)
     np.savez_compressed(folder / "bomb.npz", **content)
@@ -261,7 +263,7 @@ def test_all_that_is_amiss_is_named_before_an_image_is_decoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_folder(folder, "L")
-    monkeypatch.setattr(images, "_pixels", None)
+    monkeypatch.setattr(reading, "_pixels", None)
     train, test = folder / "train", folder / "test"
     for made in (
         train / "wasp",
@@ -415,9 +417,9 @@ def test_decompression_bombs_are_named(folder: Path, limit: int, monkeypatch: py
 
 def test_folder_that_unpacks_to_more_than_the_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(folder, "RGB")
-    monkeypatch.setattr(images, "MAX_BYTES", 8 * 4 * 6 * 3)
+    monkeypatch.setattr(reading, "MAX_BYTES", 8 * 4 * 6 * 3)
     images.load(folder)
-    monkeypatch.setattr(images, "MAX_BYTES", 8 * 4 * 6 * 3 - 1)
+    monkeypatch.setattr(reading, "MAX_BYTES", 8 * 4 * 6 * 3 - 1)
     with pytest.raises(ValueError, match=r"of mine unpacks to .* more than molrg\.images\.MAX_BYTES"):
         images.load(folder)
 

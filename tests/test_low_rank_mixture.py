@@ -121,7 +121,7 @@ def test_score_is_gradient_of_log_density(mixture: LowRankMixture) -> None:
 def test_chunks_and_sweeps_change_nothing(mixture: LowRankMixture, monkeypatch: pytest.MonkeyPatch) -> None:
     x = points(mixture, 0.5, n=600)
     whole = [getattr(mixture, name)(x, LEVELS) for name in METHODS]
-    monkeypatch.setattr("molrg.mixture.CHUNK", 1)
+    monkeypatch.setattr("molrg.model.rows.CHUNK", 1)
     for name, value in zip(METHODS, whole, strict=True):
         torch.testing.assert_close(getattr(mixture, name)(x, LEVELS), value, rtol=1e-9, atol=1e-9)
         for level, one in zip(LEVELS.tolist(), value, strict=True):

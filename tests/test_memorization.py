@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.theory import memorization as experiment
 from molrg import EmpiricalDenoiser, MoLRG
-from molrg.experiments import memorization as experiment
 
 SMOKE: dict[str, Any] = {
     "num_classes": 3,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.theory import mismatch
 from molrg import snr
-from molrg.experiments import mismatch
 
 
 def test_the_scan_finds_the_peaks_of_its_curves(tmp_path: Path) -> None:

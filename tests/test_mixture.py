@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
 from molrg import MoLRG
-from molrg.arguments import Levels
+from molrg.support.checks import Levels
 
 LEVELS = torch.tensor([1e-3, 0.03, 0.4, 2.0, 20.0], dtype=torch.float64)
 
@@ -115,7 +115,7 @@ def test_gradient_flows_through_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = MIXTURES["orthogonal"]
     x = points(mixture, 0.5, n=700).requires_grad_()
     whole = torch.autograd.grad(mixture.log_prob(x, [0.5, 1.0]).sum(), x)[0]
-    monkeypatch.setattr("molrg.mixture.CHUNK", 1)
+    monkeypatch.setattr("molrg.model.rows.CHUNK", 1)
     chunked = torch.autograd.grad(mixture.log_prob(x, [0.5, 1.0]).sum(), x)[0]
     torch.testing.assert_close(chunked, whole)
 
@@ -124,7 +124,7 @@ def test_chunks_change_nothing(mixture: MoLRG, monkeypatch: pytest.MonkeyPatch) 
     x = points(mixture, 0.5, n=600)
     names = ["log_prob", "posterior_weights", "posterior_mean", "score"]
     whole = [getattr(mixture, name)(x, LEVELS) for name in names]
-    monkeypatch.setattr("molrg.mixture.CHUNK", 1)
+    monkeypatch.setattr("molrg.model.rows.CHUNK", 1)
     for name, value in zip(names, whole, strict=True):
         torch.testing.assert_close(getattr(mixture, name)(x, LEVELS), value, rtol=1e-12, atol=1e-12)
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from molrg import image_networks, noise, recipe, training, zoo
-from molrg.experiments import image_data, model_zoo
-from molrg.experiments.model_zoo import Training
+from experiments.images import image_data, model_zoo
+from experiments.images.model_zoo import Training
+from molrg.images import image_networks, zoo
+from molrg.learning import recipe, training
+from molrg.model import noise
 
 SMALL = Training("digits", "unet-32-48", 0, 64 * 12)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import MoLRG, networks
+from molrg import MoLRG
+from molrg.learning import networks
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from molrg import noise
+from molrg.model import noise
 
 
 def test_paper_levels_are_the_published_ones() -> None:

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from molrg import pages
+from compendium import pages
 
 MOST_CHARACTERS = 80
 MOST_LINES = 12
@@ -14,11 +14,11 @@ LONG = {
     "images/layers",
     "images/memorization",
     "images/probing",
-    "molrg/capacity_or_optimization",
-    "molrg/clean_or_noisy",
-    "molrg/dae_vs_diffusion",
-    "molrg/parametric_network",
-    "molrg/published_tables",
+    "learned/capacity_or_optimization",
+    "learned/clean_or_noisy",
+    "learned/dae_vs_diffusion",
+    "learned/parametric_network",
+    "learned/published_tables",
     "theory/denoising",
     "theory/granularity",
     "theory/memorization",
@@ -54,4 +54,4 @@ def test_visible_lines_fit_beside_the_table_of_contents(page: str) -> None:
 @pytest.mark.parametrize("page", pages.page_ids())
 def test_the_code_is_formatted(page: str) -> None:
     text = pages.page_text(page).read_text(encoding="utf-8")
-    assert pages.formatted(page, text) == text, f"run python -m molrg.pages format {page}"
+    assert pages.formatted(page, text) == text, f"run python -m compendium.pages format {page}"

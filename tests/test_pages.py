@@ -11,15 +11,15 @@ from typing import Any
 import nbformat
 import pytest
 
-from molrg import pages
+from compendium import pages
 
 PARAMETERS = """\
 size = "default"
 num_classes = 3
 delta = 0.2"""
 READ = """\
-from molrg import claims, parameters
-from molrg.parameters import Field
+from compendium import claims, parameters
+from compendium.parameters import Field
 
 
 class Page(parameters.Page):
@@ -46,7 +46,7 @@ def good_notebook(tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path
     """The page's notebook after a run."""
     folder = make(tmp_path_factory.mktemp("clone") / "folder")
     subprocess.run(
-        [sys.executable, "-m", "molrg.pages", "execute", "part/page"],
+        [sys.executable, "-m", "compendium.pages", "execute", "part/page"],
         check=True,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(folder / "src")},
@@ -90,11 +90,11 @@ def call(*command: str, cwd: Path) -> tuple[int, str]:
 
 
 def execute(clone: Path, *options: str) -> tuple[int, str]:
-    return call("molrg.pages", "execute", *options, "book/part/page.md", cwd=clone)
+    return call("compendium.pages", "execute", *options, "book/part/page.md", cwd=clone)
 
 
 def status(clone: Path) -> tuple[int, str]:
-    return call("molrg.pages", "status", cwd=clone)
+    return call("compendium.pages", "status", cwd=clone)
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -107,7 +107,7 @@ def test_a_page_is_executed_once_and_gives_the_same_bytes_again(clone: Path) -> 
     assert status(clone) == (1, "page part/page was never executed: run `make book`\n")
     assert "executed part/page" in execute(clone)[1]
     first = notebook(clone).read_bytes()
-    for path in (text(clone), notebook(clone), clone / "src" / "molrg" / "claims.py"):
+    for path in (text(clone), notebook(clone), clone / "src" / "compendium" / "claims.py"):
         os.utime(path, (0, 0) if path.suffix == ".ipynb" else None)  # what a clone may do
     assert "up to date part/page" in execute(clone)[1]
     assert status(clone) == (0, "up to date: page part/page\n")
@@ -128,7 +128,7 @@ def test_a_page_is_executed_once_and_gives_the_same_bytes_again(clone: Path) -> 
     ("file", "old", "new"),
     [
         ("book/part/page.md", "# A page", "# The page"),
-        ("src/molrg/claims.py", 'print(f"holds', 'print(f"it holds'),
+        ("src/compendium/claims.py", 'print(f"holds', 'print(f"it holds'),
         ("book/claims.yml", "One is one.", "One is still one."),
     ],
 )
@@ -140,7 +140,11 @@ def test_a_change_of_text_code_or_ledger_is_seen(executed: Path, file: str, old:
 
 
 def test_a_change_that_the_page_does_not_reach_is_not(executed: Path) -> None:
-    edit(executed / "src" / "molrg" / "claims.py", '"""The checks of one page.', '"""All checks of one page.')
+    edit(
+        executed / "src" / "compendium" / "claims.py",
+        '"""The checks of one page.',
+        '"""All checks of one page.',
+    )
     assert status(executed)[0] == 0
 
 
@@ -168,7 +172,7 @@ def test_a_good_run_removes_the_failed_notebook(clone: Path) -> None:
 
 
 def test_an_edit_during_a_run_is_refused(clone: Path) -> None:
-    code = clone / "src" / "molrg" / "claims.py"
+    code = clone / "src" / "compendium" / "claims.py"
     append = f"with open({str(code)!r}, 'a') as file:\n    _ = file.write('\\nif True:\\n    MORE = 1\\n')\n"
     edit(text(clone), "check.identity(", append + "check.identity(")
     exit_code, said = execute(clone)
@@ -193,7 +197,7 @@ def test_output_to_stderr_is_refused(clone: Path) -> None:
 
 
 def test_two_runs_of_one_page_at_once(clone: Path) -> None:
-    runs = [start("molrg.pages", "execute", "--force", "book/part/page.md", cwd=clone) for _ in range(2)]
+    runs = [start("compendium.pages", "execute", "--force", "book/part/page.md", cwd=clone) for _ in range(2)]
     said = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert status(clone)[0] == 0
@@ -201,10 +205,12 @@ def test_two_runs_of_one_page_at_once(clone: Path) -> None:
 
 
 def test_a_page_is_found_from_anywhere_by_text_notebook_or_id(clone: Path, tmp_path: Path) -> None:
-    assert "executed part/page" in call("molrg.pages", "execute", str(text(clone)), cwd=tmp_path)[1]
-    assert "up to date part/page" in call("molrg.pages", "execute", "part/page", cwd=tmp_path)[1]
-    assert "up to date part/page" in call("molrg.pages", "execute", str(notebook(clone)), cwd=tmp_path)[1]
-    code, said = call("molrg.pages", "execute", "part/pages", cwd=tmp_path)
+    assert "executed part/page" in call("compendium.pages", "execute", str(text(clone)), cwd=tmp_path)[1]
+    assert "up to date part/page" in call("compendium.pages", "execute", "part/page", cwd=tmp_path)[1]
+    assert (
+        "up to date part/page" in call("compendium.pages", "execute", str(notebook(clone)), cwd=tmp_path)[1]
+    )
+    code, said = call("compendium.pages", "execute", "part/pages", cwd=tmp_path)
     assert code == 1
     assert said == "part/pages is no page of the book; its pages are part/page\n"
 
@@ -340,14 +346,14 @@ def test_formatting_touches_the_code_alone_and_once(clone: Path) -> None:
     edit(text(clone), "num_classes = 3", "num_classes=3")
     edit(text(clone), "import claims, parameters", "import parameters, claims")
     for _ in range(2):
-        assert call("molrg.pages", "format", "book/part/page.md", cwd=clone) == (0, "")
+        assert call("compendium.pages", "format", "book/part/page.md", cwd=clone) == (0, "")
         assert text(clone).read_text(encoding="utf-8") == before
 
 
 def test_code_that_cannot_be_read_is_not_formatted(clone: Path) -> None:
     edit(text(clone), "num_classes = 3", "num_classes = (")
     before = text(clone).read_bytes()
-    code, said = call("molrg.pages", "format", "book/part/page.md", cwd=clone)
+    code, said = call("compendium.pages", "format", "book/part/page.md", cwd=clone)
     assert code == 1
     assert "page part/page: " in said
     assert text(clone).read_bytes() == before

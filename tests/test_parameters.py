@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from molrg import parameters
-from molrg.parameters import Field, ParameterError
+from compendium import parameters
+from compendium.parameters import Field, ParameterError
 
 CELL = """\
 size = "default"

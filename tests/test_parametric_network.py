@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from molrg import MoLRG, results, snr
-from molrg.experiments import parametric_network as experiment
-from molrg.networks import SubspaceDenoiser
+from compendium import results
+from experiments.learned import parametric_network as experiment
+from molrg import MoLRG, snr
+from molrg.learning.networks import SubspaceDenoiser
 
 SMOKE: dict[str, Any] = {
     "num_classes": 3,
@@ -171,7 +172,7 @@ def stored_run(folder: str) -> None:
 
 def test_killed_at_random_moments_the_stored_result_is_that_of_the_uninterrupted_run(tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["molrg.experiments.parametric_network", "torch._dynamo", "tqdm"])
+    processes.set_forkserver_preload(["experiments.learned.parametric_network", "torch._dynamo", "tqdm"])
 
     def start(name: str) -> Any:
         process = processes.Process(target=stored_run, args=(str(tmp_path / name),))

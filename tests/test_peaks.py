@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molrg import peaks, snr
+from molrg import snr
+from molrg.snr import peaks
 
 Curve = Callable[[np.ndarray], Any]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molrg import probes
+from molrg.measuring import probes, subspaces
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -173,7 +173,7 @@ def two_planes(samples: int = 4000) -> tuple[Tensor, Tensor]:
 
 def test_subspaces_recover_planes_and_their_snr() -> None:
     features, labels = two_planes()
-    fit = probes.class_subspaces(features, labels, rank=2)
+    fit = subspaces.class_subspaces(features, labels, rank=2)
     projection = fit.bases[0, 0] @ fit.bases[0, 0].T
     expected = torch.diag(torch.tensor([1.0, 1, 0, 0, 0, 0]))
     torch.testing.assert_close(projection, expected, atol=0.1, rtol=0)
@@ -190,7 +190,7 @@ def test_subspaces_recover_planes_and_their_snr() -> None:
 def test_subspaces_are_the_leading_singular_vectors() -> None:
     g = torch.Generator().manual_seed(0)
     features, labels = torch.randn(2, 60, 8, generator=g), torch.randint(2, (2, 60), generator=g)
-    fit = probes.class_subspaces(features, labels, rank=3)
+    fit = subspaces.class_subspaces(features, labels, rank=3)
     for p in range(2):
         vectors = torch.linalg.svd(features[p, labels[p] == 1].T)[0][:, :3]
         torch.testing.assert_close(fit.bases[p, 1].abs(), vectors.abs(), atol=1e-4, rtol=1e-4)
@@ -200,12 +200,12 @@ def test_unit_features() -> None:
     g = torch.Generator().manual_seed(0)
     train, test = 5 * torch.randn(2, 30, 4, generator=g), torch.randn(2, 7, 4, generator=g)
     train[0, 0] = 0
-    unit, mean = probes.unit_features(train)
+    unit, mean = subspaces.unit_features(train)
     assert unit.mean(1).abs().max() < 1e-6
     norms = (unit + mean).norm(dim=2)
     assert norms[0, 0] == 0
     torch.testing.assert_close(norms[1], torch.ones(30))
-    other, same = probes.unit_features(test, mean)
+    other, same = subspaces.unit_features(test, mean)
     assert same is mean
     torch.testing.assert_close(other, test / test.norm(dim=2, keepdim=True) - mean)
 
@@ -245,10 +245,10 @@ def test_wrong_arguments_of_the_others_are_named() -> None:
     with pytest.raises(ValueError, match="leaves an empty part"):
         probes.select_logistic(X, Y, validation=0.01)
     with pytest.raises(ValueError, match="rank must be an integer from 1 to 3"):
-        probes.class_subspaces(X, Y, rank=4)
+        subspaces.class_subspaces(X, Y, rank=4)
     with pytest.raises(ValueError, match="the smallest has 2"):
-        probes.class_subspaces(X, Y, rank=3)
-    fit = probes.class_subspaces(X, Y, rank=1)
+        subspaces.class_subspaces(X, Y, rank=3)
+    fit = subspaces.class_subspaces(X, Y, rank=1)
     with pytest.raises(ValueError, match=r"must be \(2, N, 3\) as in the fit"):
         fit.predict(X[:1])
     with pytest.raises(ValueError, match="'residual' or 'classes'"):
@@ -263,7 +263,7 @@ def test_class_subspaces_are_the_leading_singular_vectors(dim: int, own_labels: 
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(2, 36, dim, generator=generator, dtype=torch.float64) * torch.linspace(2, 0.1, dim)
     labels = torch.stack([torch.arange(36) % 3, torch.arange(36) // 12])
-    bases = probes.class_subspaces(X, labels if own_labels else labels[0], 3, 3).bases
+    bases = subspaces.class_subspaces(X, labels if own_labels else labels[0], 3, 3).bases
     torch.testing.assert_close(bases.mT @ bases, torch.eye(3, dtype=torch.float64).expand(2, 3, 3, 3))
     for probe, label in itertools.product(range(2), range(3)):
         members = X[probe, labels[probe if own_labels else 0] == label]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from molrg import images, probes
-from molrg.experiments import denoisers, probing
+from experiments.images import denoisers, probing
+from molrg import images
+from molrg.measuring import probes, subspaces
 
 SMALL = probing.settings("digits", "dit", seed=0, draws=2, smoke=True) | {
     "probe_samples": 200,
@@ -80,11 +81,11 @@ def test_reader_agrees_with_a_second_route() -> None:
     handle.remove()
     z, zt = (functional.avg_pool2d(each, 2).flatten(1)[None] for each in kept)  # 8 x 8 maps, 4 x 4 places
     labels, test_labels = data.train_labels[reader.train], data.test_labels[reader.test]
-    unit, mean = probes.unit_features(z)
-    bases = probes.class_subspaces(unit, labels, 5, 10)
+    unit, mean = subspaces.unit_features(z)
+    bases = subspaces.class_subspaces(unit, labels, 5, 10)
     snr = bases.snr(unit, labels, denominator="classes").item()
     assert found["csnr"][0, 1, 0, layer] == pytest.approx(snr, rel=1e-3)
-    nearest = bases.accuracy(probes.unit_features(zt, mean)[0], test_labels).item()
+    nearest = bases.accuracy(subspaces.unit_features(zt, mean)[0], test_labels).item()
     assert found["subspace"][0, 1, 0, layer] == pytest.approx(nearest, abs=0.03)
     best = max(
         probes.fit_logistic(z, labels, l2, 10).accuracy(zt, test_labels).item() for l2 in (0.3, 0.03, 3e-3)

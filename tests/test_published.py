@@ -18,8 +18,12 @@ import safetensors.torch as safetensors
 import torch
 from torch import Tensor, nn
 
-from molrg import features, image_networks, images, noise, published, sources
-from molrg.experiments import denoisers
+from experiments.images import denoisers
+from molrg import images
+from molrg.images import checkpoint_files, latents, network_layers, published
+from molrg.measuring import features
+from molrg.model import noise
+from molrg.support import data_read
 
 diffusers: Any = importlib.import_module("diffusers")  # its types are incomplete
 SHAPE = (1, 8, 8)
@@ -216,8 +220,8 @@ def test_layers_can_be_probed(tmp_path: Path) -> None:
         "model.up_blocks.0",
         "model.up_blocks.1",
     )
-    layers = image_networks.all_layers(denoiser)
-    assert set(image_networks.skip_layers(denoiser)) < set(layers)
+    layers = network_layers.all_layers(denoiser)
+    assert set(network_layers.skip_layers(denoiser)) < set(layers)
     names = [*layers, *denoiser.feature_layers, features.DENOISED]
     found = features.extract(denoiser, drawn(3, 64), 0.3, names)
     assert all(values.shape[0] == 3 for values in found.values())
@@ -231,7 +235,7 @@ def test_learned_variance_is_left_out_and_the_class_is_the_null_class(tmp_path: 
     assert denoiser.vae == tmp_path / "vae"
     assert denoiser.image_side == 8
     assert denoiser.feature_layers == tuple(f"model.transformer_blocks.{i}" for i in range(2))
-    assert image_networks.all_layers(denoiser) == denoiser.feature_layers
+    assert network_layers.all_layers(denoiser) == denoiser.feature_layers
     sigma, x = denoiser.levels()[300].item(), drawn(2, 64)
     images = (x / (1 + sigma**2) ** 0.5).unflatten(1, (4, 4, 4))
     with torch.no_grad():
@@ -278,7 +282,7 @@ def test_checkpoints_of_older_versions(tmp_path: Path) -> None:
         return key
 
     bare(tmp_path / "unet", unet, safe=False)
-    file = tmp_path / "unet" / published.BIN
+    file = tmp_path / "unet" / checkpoint_files.BIN
     state = {older(key): value for key, value in unet.state_dict().items()}
     assert any("query" in key for key in state)
     torch.save(state, file, _use_new_zipfile_serialization=False)
@@ -351,7 +355,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, file: str, changes: dict[str
 
 
 def test_missing_and_unexpected_weights_are_named(tmp_path: Path) -> None:
-    file = bare(tmp_path, tiny_unet()) / published.SAFE
+    file = bare(tmp_path, tiny_unet()) / checkpoint_files.SAFE
     state = safetensors.load_file(file)
     bias = state.pop("conv_out.bias")
     for wrong, named in (
@@ -403,17 +407,17 @@ def in_signatures(*kinds: str) -> set[str]:
             "cross_attention_dim interpolation_scale use_additional_conditions",
         ),
         ("AutoencoderKL", ("AutoencoderKL",), ""),
-        ("scheduler", published.SCHEDULERS, "predict_epsilon tensor_format timestep_values"),
+        ("scheduler", checkpoint_files.SCHEDULERS, "predict_epsilon tensor_format timestep_values"),
     ],
 )
 def test_every_setting_of_diffusers_is_classified(settings: str, kinds: tuple[str, ...], older: str) -> None:
-    assert set(published.SETTINGS[settings]) == in_signatures(*kinds) | set(older.split())
+    assert set(checkpoint_files.SETTINGS[settings]) == in_signatures(*kinds) | set(older.split())
 
 
 def test_which_settings_change_the_meaning_of_input_or_time() -> None:
     limited = {
         key: rule
-        for rules in published.SETTINGS.values()
+        for rules in checkpoint_files.SETTINGS.values()
         for key, rule in rules.items()
         if isinstance(rule, tuple)
     }
@@ -484,7 +488,7 @@ def test_how_a_sampler_steps_changes_nothing(tmp_path: Path) -> None:
     folder, x = bare(tmp_path, tiny_unet()), drawn(2, 64)
     file = folder / "scheduler_config.json"
     expected = published.load(folder)(x, 0.3)
-    for kind in published.SCHEDULERS:
+    for kind in checkpoint_files.SCHEDULERS:
         file.write_text(
             json.dumps({"_class_name": kind, "clip_sample": True, "thresholding": True, "steps_offset": 1})
         )
@@ -574,10 +578,10 @@ def test_it_tells_how_it_was_read(tmp_path: Path) -> None:
 
 def test_weights_beside_an_index_are_refused(tmp_path: Path) -> None:
     folder = bare(tmp_path, tiny_unet())
-    state = safetensors.load_file(folder / published.SAFE)
+    state = safetensors.load_file(folder / checkpoint_files.SAFE)
     torch.save({key: value + 1 for key, value in state.items()}, folder / "other.bin")
     index = {"metadata": {}, "weight_map": dict.fromkeys(state, "other.bin")}
-    (folder / f"{published.SAFE}.index.json").write_text(json.dumps(index))
+    (folder / f"{checkpoint_files.SAFE}.index.json").write_text(json.dumps(index))
     for call in (published.load, published.digest_of):
         with pytest.raises(ValueError, match=r"safetensors and .*index\.json, which names other files"):
             call(folder)
@@ -586,7 +590,7 @@ def test_weights_beside_an_index_are_refused(tmp_path: Path) -> None:
 def test_diffusers_sees_nothing_but_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, seen = bare(tmp_path, tiny_unet()), []
     read = diffusers.UNet2DModel.from_pretrained
-    torch.save({}, folder / published.BIN)
+    torch.save({}, folder / checkpoint_files.BIN)
 
     def listing(path: str, **settings: Any) -> Any:
         seen.extend(sorted(file.name for file in Path(path).iterdir()))
@@ -594,19 +598,19 @@ def test_diffusers_sees_nothing_but_what_was_checked(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(diffusers.UNet2DModel, "from_pretrained", listing)
     published.load(folder)
-    assert seen == ["config.json", published.SAFE]
+    assert seen == ["config.json", checkpoint_files.SAFE]
 
 
 def test_shards_and_variants_are_named(tmp_path: Path) -> None:
     model = tiny_unet()
     bare(tmp_path / "shards", model)
-    (tmp_path / "shards" / published.SAFE).unlink()
+    (tmp_path / "shards" / checkpoint_files.SAFE).unlink()
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     with pytest.raises(ValueError, match=r"in shards \(diffusion_.*max_shard_size"):
         published.load(tmp_path / "shards")
     for safe in (True, False):
         folder = bare(tmp_path / f"fp16-{safe}", model)
-        (folder / published.SAFE).unlink()
+        (folder / checkpoint_files.SAFE).unlink()
         model.save_pretrained(folder, variant="fp16", safe_serialization=safe)
         with pytest.raises(ValueError, match=r"as a variant alone \(fp16: .*without variant"):
             published.load(folder)
@@ -614,7 +618,7 @@ def test_shards_and_variants_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
-    file = bare(tmp_path, tiny_unet()) / published.SAFE
+    file = bare(tmp_path, tiny_unet()) / checkpoint_files.SAFE
     state = safetensors.load_file(file)
     state["conv_out.bias"][0] = value
     safetensors.save_file(state, file, {"format": "pt"})
@@ -635,7 +639,7 @@ class Code:
 def test_bin_is_read_on_request_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = tiny_unet(), drawn(2, 64)
     folder = bare(tmp_path, model, safe=False)
-    assert (folder / published.BIN).is_file()
+    assert (folder / checkpoint_files.BIN).is_file()
     with pytest.raises(ValueError, match=r"a pickle.*allow_bin=True or set.*MOLRG_ALLOW_BIN=1"):
         published.load(folder)
     requested = published.load(folder, allow_bin=True)
@@ -649,7 +653,7 @@ def test_bin_is_read_on_request_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_safetensors_are_preferred(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     folder = bare(tmp_path / "both", tiny_unet())
-    torch.save({"conv_in.weight": Code(marker)}, folder / published.BIN)
+    torch.save({"conv_in.weight": Code(marker)}, folder / checkpoint_files.BIN)
     published.load(folder, allow_bin=True)
     assert not marker.exists()
 
@@ -657,7 +661,7 @@ def test_safetensors_are_preferred(tmp_path: Path) -> None:
 def test_code_in_a_bin_is_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     folder = bare(tmp_path / "bad", tiny_unet(), safe=False)
-    file = folder / published.BIN
+    file = folder / checkpoint_files.BIN
     for content in ({"conv_in.weight": Code(marker)}, Code(marker)):
         torch.save(content, file)
         with pytest.raises(ValueError, match=r"is refused: .*could run code"):
@@ -675,17 +679,19 @@ def test_code_in_a_bin_is_refused_and_not_run(tmp_path: Path) -> None:
 
 def test_other_pickles_and_absent_weights_are_named(tmp_path: Path) -> None:
     folder = bare(tmp_path, tiny_unet())
-    (folder / published.SAFE).rename(folder / "model.ckpt")
+    (folder / checkpoint_files.SAFE).rename(folder / "model.ckpt")
     with pytest.raises(FileNotFoundError, match=r"found only model\.ckpt.*can run code and are refused"):
         published.load(folder, allow_bin=True)
     (folder / "model.ckpt").unlink()
-    with pytest.raises(FileNotFoundError, match=f"no weights in .*looked for {published.SAFE}, found none"):
+    with pytest.raises(
+        FileNotFoundError, match=f"no weights in .*looked for {checkpoint_files.SAFE}, found none"
+    ):
         published.load(folder)
 
 
 def test_damaged_safetensors(tmp_path: Path) -> None:
     folder = bare(tmp_path, tiny_unet())
-    file = folder / published.SAFE
+    file = folder / checkpoint_files.SAFE
     content, before = file.read_bytes(), published.load(folder).digest
     for wrong in (content[:-5], b"version https://git-lfs.github.com/spec/v1\n", b"\xff" + content[1:]):
         file.write_bytes(wrong)
@@ -726,7 +732,7 @@ def test_names_are_fetched_and_nothing_but_what_is_needed(tmp_path: Path, hub: l
     assert denoiser.vae == tmp_path / "snapshot" / "vae"
     assert [(each["name"], each["revision"]) for each in hub] == [("owner/name", "refs/pr/1")]
     fetched = {path.name for path in (tmp_path / "snapshot").rglob("*.*")}
-    assert fetched == {"config.json", "scheduler_config.json", "model_index.json", published.SAFE}
+    assert fetched == {"config.json", "scheduler_config.json", "model_index.json", checkpoint_files.SAFE}
     assert published.digest_of("owner/name") == denoiser.digest
     assert hub[-1]["local_files_only"]
 
@@ -735,11 +741,11 @@ def test_a_bin_is_fetched_on_request_alone(tmp_path: Path, hub: list[dict[str, A
     diffusers.DiTPipeline(tiny_dit(), tiny_vae(), diffusers.DDIMScheduler()).save_pretrained(
         tmp_path / "hub", safe_serialization=False
     )
-    with pytest.raises(FileNotFoundError, match=rf"older {published.BIN}, pass allow_bin=True"):
+    with pytest.raises(FileNotFoundError, match=rf"older {checkpoint_files.BIN}, pass allow_bin=True"):
         published.load("owner/name")
-    assert not list((tmp_path / "snapshot").rglob(f"*{published.BIN}"))
+    assert not list((tmp_path / "snapshot").rglob(f"*{checkpoint_files.BIN}"))
     published.load("owner/name", allow_bin=True)
-    assert len(list((tmp_path / "snapshot").rglob(f"*{published.BIN}"))) == 2
+    assert len(list((tmp_path / "snapshot").rglob(f"*{checkpoint_files.BIN}"))) == 2
 
 
 def test_names_that_are_nowhere(tmp_path: Path) -> None:
@@ -765,15 +771,15 @@ def test_the_cache_of_the_hub_is_checked(tmp_path: Path) -> None:
     folder = bare(tmp_path / "snapshot", tiny_unet())
     blob = tmp_path / "blobs" / ("0" * 64)
     blob.parent.mkdir()
-    (folder / published.SAFE).rename(blob)
-    (folder / published.SAFE).symlink_to(blob)
+    (folder / checkpoint_files.SAFE).rename(blob)
+    (folder / checkpoint_files.SAFE).symlink_to(blob)
     with pytest.raises(ValueError, match=r"is damaged: expected SHA-256 0{64}, actual"):
         published.load(folder)
 
 
 def test_what_was_read_is_noted(tmp_path: Path) -> None:
     folder = bare(tmp_path, tiny_unet())
-    with sources.listed() as read:
+    with data_read.listed() as read:
         denoiser = published.load(folder)
     assert read == {f"published/{folder}": denoiser.digest}
     assert published.digest_of(folder) == denoiser.digest
@@ -788,7 +794,7 @@ def test_latents_are_the_scaled_means_of_the_encoder(tmp_path: Path) -> None:
     vae, data = tiny_vae(), few()
     vae.register_to_config(scaling_factor=0.5, shift_factor=0.1)
     vae.save_pretrained(tmp_path / "vae")
-    latent = published.latents(tmp_path / "vae", data, tmp_path / "kept", batch_size=4)
+    latent = latents.latents(tmp_path / "vae", data, tmp_path / "kept", batch_size=4)
     assert latent.shape == (4, 4, 4)
     assert latent.name == "digits-latents"
     assert torch.equal(latent.train_labels, data.train_labels)
@@ -797,7 +803,7 @@ def test_latents_are_the_scaled_means_of_the_encoder(tmp_path: Path) -> None:
         mean = vae.encode(pictures).latent_dist.mean
     torch.testing.assert_close(latent.train_images, (0.5 * (mean - 0.1)).flatten(1))
     assert latent.test_images.shape == (3, 64)
-    larger = published.latents(tmp_path, data, tmp_path / "kept", side=12)  # a pipeline's folder
+    larger = latents.latents(tmp_path, data, tmp_path / "kept", side=12)  # a pipeline's folder
     assert larger.shape == (4, 6, 6)
     assert len({data.digest, latent.digest, larger.digest}) == 3
     resized = torch.nn.functional.interpolate(pictures, (12, 12), mode="bilinear", antialias=True)
@@ -811,7 +817,7 @@ def test_latents_are_the_scaled_means_of_the_encoder(tmp_path: Path) -> None:
         test_images=drawn(2, 192).clamp(-1, 1),
         digest="colour",
     )
-    found = published.latents(tmp_path, colour, tmp_path / "kept")
+    found = latents.latents(tmp_path, colour, tmp_path / "kept")
     with torch.no_grad():
         mean = vae.encode(colour.train_images.unflatten(1, (3, 8, 8))).latent_dist.mean
     torch.testing.assert_close(found.train_images, (0.5 * (mean - 0.1)).flatten(1))
@@ -823,7 +829,7 @@ def test_latents_are_standardised_as_diffusers_does(tmp_path: Path) -> None:
     mean, std = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 0.5, 4.0]
     vae.register_to_config(latents_mean=mean, latents_std=std, scaling_factor=0.5)
     vae.save_pretrained(tmp_path / "vae")
-    found = published.latents(tmp_path / "vae", data, tmp_path / "kept").train_images.unflatten(1, (4, 4, 4))
+    found = latents.latents(tmp_path / "vae", data, tmp_path / "kept").train_images.unflatten(1, (4, 4, 4))
     with torch.no_grad():
         m = vae.encode(data.train_images.unflatten(1, data.shape).expand(-1, 3, -1, -1)).latent_dist.mean
     for c in range(4):
@@ -852,7 +858,7 @@ def test_scalings_that_would_be_misread_are_named(
     tiny_vae().save_pretrained(tmp_path / "vae")
     change(tmp_path / "vae" / "config.json", **changes)
     with pytest.raises(ValueError, match=named):
-        published.latents(tmp_path / "vae", few(), tmp_path)
+        latents.latents(tmp_path / "vae", few(), tmp_path)
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list[int]:
@@ -875,11 +881,11 @@ def test_latents_are_made_once_and_a_stopped_run_goes_on(
 ) -> None:
     tiny_vae().save_pretrained(tmp_path / "vae")
     data, kept = few(), tmp_path / "kept"
-    expected = published.latents(tmp_path / "vae", data, tmp_path / "apart")
-    monkeypatch.setattr(published, "_CHUNK", 4)
+    expected = latents.latents(tmp_path / "vae", data, tmp_path / "apart")
+    monkeypatch.setattr(latents, "_CHUNK", 4)
 
     def run() -> images.Images:
-        return published.latents(tmp_path / "vae", data, kept, batch_size=2)
+        return latents.latents(tmp_path / "vae", data, kept, batch_size=2)
 
     with monkeypatch.context() as patch:
         counts = counting(patch, fail_at=3)
@@ -895,7 +901,7 @@ def test_latents_are_made_once_and_a_stopped_run_goes_on(
     assert found.digest == expected.digest
     with monkeypatch.context() as patch:
         counts = counting(patch)
-        patch.setattr(published.ModelFiles, "read", lambda *_: pytest.fail("the autoencoder was read"))
+        patch.setattr(checkpoint_files.ModelFiles, "read", lambda *_: pytest.fail("the autoencoder was read"))
         assert torch.equal(run().train_images, found.train_images)
         assert not counts
     damaged = sorted(kept.rglob("*.safetensors"))[-1]
@@ -921,16 +927,16 @@ def test_latents_are_made_once_and_a_stopped_run_goes_on(
 def test_wrong_values_for_latents_are_named(tmp_path: Path, wrong: dict[str, Any], named: str) -> None:
     tiny_vae().save_pretrained(tmp_path / "vae")
     with pytest.raises(ValueError, match=named):
-        published.latents(tmp_path / "vae", few(), tmp_path, **wrong)
+        latents.latents(tmp_path / "vae", few(), tmp_path, **wrong)
 
 
 def test_what_has_no_autoencoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no AutoencoderKL"):
-        published.latents(bare(tmp_path / "unet", tiny_unet()), few(), tmp_path)
+        latents.latents(bare(tmp_path / "unet", tiny_unet()), few(), tmp_path)
     tiny_vae().save_pretrained(tmp_path / "vae")
     data = replace(few(), shape=(2, 8, 4))
     with pytest.raises(ValueError, match="takes images of 3 channels, and digits has 2"):
-        published.latents(tmp_path / "vae", data, tmp_path)
+        latents.latents(tmp_path / "vae", data, tmp_path)
 
 
 # ---- what the pages call

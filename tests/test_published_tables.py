@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from molrg.experiments import published_tables as experiment
-from molrg.experiments import relaxations
-from molrg.networks import subspace_denoise
+from experiments.learned import published_tables as experiment
+from experiments.theory import relaxations
+from molrg.learning.networks import subspace_denoise
 
 SMALL: dict[str, Any] = {
     "seeds": 2,

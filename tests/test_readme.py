@@ -5,7 +5,7 @@ import re
 
 import nbformat
 
-from molrg.paths import ROOT
+from molrg.support.clone import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

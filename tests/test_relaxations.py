@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.theory import chi_rules, relaxations, tilted_bases
 from molrg import LowRankMixture, MoLRG, snr
-from molrg.experiments import relaxations
-from molrg.networks import SubspaceDenoiser
+from molrg.learning.networks import SubspaceDenoiser
 
 LEVELS = [0.05, 0.3, 1.0, 3.0]
 SMOKE: dict[str, Any] = {
@@ -33,7 +33,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("tilted", [0, 1, 4])
 def test_bases_at_an_angle(tilted: int) -> None:
-    bases = relaxations.bases_at_angle(3, 4, 40, tilted)
+    bases = tilted_bases.bases_at_angle(3, 4, 40, tilted)
     mixture = MoLRG(bases, 0.3)
     assert mixture.dim == mixture.support_dim == 12
     for k in range(3):
@@ -54,10 +54,11 @@ def test_student_with_many_degrees_of_freedom_is_gaussian() -> None:
 def test_student_is_converged(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [(freedom, rank, delta) for freedom in (3.0, 30.0) for rank, delta in ((1, 0.5), (8, 0.1))]
     coarse = [relaxations.student(rank, delta, freedom, [0.5]) for freedom, rank, delta in cases]
-    rule = relaxations._legendre
-    monkeypatch.setattr(
-        relaxations, "_legendre", lambda breaks: rule(np.linspace(breaks[0], breaks[-1], 2 * len(breaks)))
-    )
+    rule = chi_rules.legendre
+    for module in (relaxations, chi_rules):
+        monkeypatch.setattr(
+            module, "legendre", lambda breaks: rule(np.linspace(breaks[0], breaks[-1], 2 * len(breaks)))
+        )
     for (freedom, rank, delta), value in zip(cases, coarse, strict=True):
         fine = relaxations.student(rank, delta, freedom, [0.5])
         np.testing.assert_allclose(value, fine, rtol=1e-3)
@@ -71,7 +72,7 @@ def test_student_against_a_mixture_of_many_variances() -> None:
     torch.manual_seed(0)
     many = draws.sample((400_000,)).double().sort().values
     v = 1 / many[(quantiles * len(many)).long()]
-    bases = relaxations.bases_at_angle(2, 3, 90, 3)
+    bases = tilted_bases.bases_at_angle(2, 3, 90, 3)
     denoiser = LowRankMixture(
         [bases[k] for k in (0, 1) for _ in v], 0.2, [float(each) for _ in (0, 1) for each in v]
     )
@@ -92,7 +93,7 @@ def test_student_against_a_mixture_of_many_variances() -> None:
 
 def test_means_against_the_general_mixture() -> None:
     """Second route: the library's mixture with means outside the span, vectors and all."""
-    bases = [torch.nn.functional.pad(u, (0, 0, 0, 3)) for u in relaxations.bases_at_angle(3, 2, 90, 2)]
+    bases = [torch.nn.functional.pad(u, (0, 0, 0, 3)) for u in tilted_bases.bases_at_angle(3, 2, 90, 2)]
     means = 1.5 * torch.eye(9, dtype=torch.float64)[6:]
     mixture = LowRankMixture(bases, 0.3, None, means)
     value, error = snr.estimate(mixture, mixture, LEVELS, 20_000, generator=generator())
@@ -131,7 +132,7 @@ def test_network_against_simulation() -> None:
 
 
 def test_thirty_degrees() -> None:
-    mixture = MoLRG(relaxations.bases_at_angle(2, 5, 30, 5), 0.2)
+    mixture = MoLRG(tilted_bases.bases_at_angle(2, 5, 30, 5), 0.2)
     value, error = snr.estimate(mixture, mixture, relaxations.PUBLISHED, 20_000, generator=generator())
     found = relaxations.angle30(20_000, 1)[:, 0]
     assert (np.abs(value.numpy() - found) < 4.5 * 2 * error.numpy()).all()

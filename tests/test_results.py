@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from molrg import digest, results
-from molrg.results import DamagedResult
+from compendium import code_digest as digest
+from compendium import results
+from compendium.results import DamagedResult
 
 EXPERIMENT = '''
 """An experiment that counts its runs, beside the folder of the package."""
@@ -64,18 +65,18 @@ IMAGES = """
 from pathlib import Path
 from types import SimpleNamespace
 
-from molrg import sources
+from molrg.support import data_read
 
 
 def load(name):
     text = Path(name).read_text()
     if text == "damaged":
         raise ValueError(f"{name} is not a readable text")
-    sources.note(name, f"{len(text):064}")
+    data_read.note(name, f"{len(text):064}")
     return SimpleNamespace(digest=f"{len(text):064}")
 
 
-@sources.reader("")
+@data_read.reader("")
 def present(name):
     return load(name).digest if Path(name).exists() else None
 """
@@ -100,15 +101,17 @@ __version__ = "0"
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the package's frame with the experiment `molrg.trial`, used by subprocesses."""
-    folder = tmp_path / "src" / "molrg"
-    folder.mkdir(parents=True)
-    for name in ("results.py", "digest.py", "sources.py", "files.py", "paths.py"):
-        (folder / name).write_text(
-            (Path(results.__file__).parent / name).read_text("utf-8"), encoding="utf-8"
-        )
-    (folder / "__init__.py").write_text("")
-    (folder / "trial.py").write_text(EXPERIMENT)
+    """A copy of the packages' frame with the experiment `experiments.trial`, used by subprocesses."""
+    source, folder = Path(results.__file__).parents[1], tmp_path / "src"
+    frame = [source / "compendium" / name for name in ("results.py", "code_digest.py", "paths.py")]
+    frame += [source / "molrg" / "support" / name for name in ("data_read.py", "atomic_files.py", "clone.py")]
+    for path in frame:
+        (copy := folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text("utf-8"), encoding="utf-8")
+    (folder / "experiments").mkdir()
+    for package in ("compendium", "molrg", "molrg/support", "experiments"):
+        (folder / package / "__init__.py").write_text("")
+    (folder / "experiments" / "trial.py").write_text(EXPERIMENT)
     (tmp_path / "src" / "torch.py").write_text(TORCH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
     monkeypatch.setenv("MOLRG_RESULTS", str(tmp_path / "results"))
@@ -120,7 +123,7 @@ CALL = "results.load_or_compute(trial.run, {'number': 3}, witness={'number': 1})
 
 
 def start(code: str = f"print({CALL}.show())", **environment: str) -> subprocess.Popen[str]:
-    source = f"from molrg import results, trial\n{textwrap.dedent(code)}"
+    source = f"from compendium import results\nfrom experiments import trial\n{textwrap.dedent(code)}"
     command = [sys.executable, "-W", "ignore", "-c", source]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
@@ -135,7 +138,7 @@ def call(code: str = f"print({CALL}.show())", **environment: str) -> str:
 
 def command(*arguments: str) -> tuple[int, str]:
     process = subprocess.run(
-        [sys.executable, "-m", "molrg.results", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "compendium.results", *arguments], capture_output=True, text=True, timeout=60
     )
     return process.returncode, process.stdout + process.stderr
 
@@ -150,7 +153,7 @@ def stored(package: Path) -> Path:
 
 
 def edit(package: Path, old: str, new: str) -> None:
-    path = package / "src" / "molrg" / "trial.py"
+    path = package / "src" / "experiments" / "trial.py"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
 
@@ -238,14 +241,14 @@ class TestStore:
         assert call(f"print({CALL}.stale)") == "True\n"
 
     def test_functions_of_one_name_in_modules_of_one_name_are_kept_apart(self, package: Path) -> None:
-        other = package / "src" / "molrg" / "others" / "trial.py"
+        other = package / "src" / "experiments" / "others" / "trial.py"
         other.parent.mkdir()
         other.write_text(EXPERIMENT.replace("SCALE = 2", "SCALE = 7") + "\nwalk = run\n")
         call()
         again = CALL.replace("trial.run", "others_trial.run")
-        code = f"from molrg.others import trial as others_trial; print({again}.value['double'])"
+        code = f"from experiments.others import trial as others_trial; print({again}.value['double'])"
         assert call(code) == "21\n"
-        assert len(list((package / "results" / "trial").glob("*.json"))) == 2
+        assert len(list((package / "results").glob("*trial/*.json"))) == 2
 
     def test_a_result_of_another_call_is_refused(self, package: Path) -> None:
         call()
@@ -271,7 +274,7 @@ class TestStore:
         assert command("status")[0] == 1
 
     def test_code_that_was_edited_after_its_import_computes_nothing(self, package: Path) -> None:
-        path = package / "src" / "molrg" / "trial.py"
+        path = package / "src" / "experiments" / "trial.py"
         code = f"""
             import pathlib
             path = pathlib.Path({str(path)!r})
@@ -280,7 +283,7 @@ class TestStore:
         """
         process = start(code)
         said = process.communicate(timeout=60)[1]
-        assert "molrg.trial.run was edited after it was imported: start again" in said
+        assert "experiments.trial.run was edited after it was imported: start again" in said
         assert not (package / "runs").exists()
 
     def test_code_that_repeats_the_witness_carries_the_result_forward(self, package: Path) -> None:
@@ -384,7 +387,7 @@ class TestStore:
         status, said = command("revalidate")
         assert status == 1
         assert "does not repeat its witness (error 0.5, tolerance 0.001)" in said
-        assert f"python -m molrg.results recompute {stored(package)}" in said
+        assert f"python -m compendium.results recompute {stored(package)}" in said
         assert stored(package).read_bytes() == before
         assert command("recompute")[0] == 0
         assert call(f"print({CALL}.value['double'], {CALL}.stale)") == "9 False\n"
@@ -480,7 +483,7 @@ class TestData:
     @pytest.fixture(autouse=True)
     def data(self, package: Path) -> Path:
         (package / "src" / "molrg" / "images.py").write_text(IMAGES)
-        (package / "src" / "molrg" / "reader.py").write_text(READER)
+        (package / "src" / "experiments" / "reader.py").write_text(READER)
         path = package / "set.txt"
         path.write_text("four")
         return path
@@ -489,7 +492,7 @@ class TestData:
         (data.parent / "small.txt").write_text("1")
         made = f"results.load_or_compute(reader.run, {{'dataset': {str(data)!r}}}, witness=small)"
         small = f"small = {{'dataset': {str(data.parent / 'small.txt')!r}}}"
-        return call(f"from molrg import reader; {small}; r = {made}; print(r.stale); print(r.show())")
+        return call(f"from experiments import reader; {small}; r = {made}; print(r.stale); print(r.show())")
 
     def result(self, package: Path) -> Path:
         (path,) = (package / "results" / "reader").glob("*.json")
@@ -510,7 +513,7 @@ class TestData:
         assert self.show(data).startswith(f"True\nSTALE: {said}. Stored result")
         code, status = command("status")
         assert code == 1
-        assert f"STALE: {said}: run `make revalidate`, or python -m molrg.results recompute" in status
+        assert f"STALE: {said}: run `make revalidate`, or python -m compendium.results recompute" in status
         data.write_text("back")  # four letters again
         assert self.show(data).startswith("False\n")
         assert command("status")[0] == 0
@@ -540,10 +543,11 @@ class TestData:
         """
         call(code)
         published = package / "src" / "molrg" / "published.py"
-        reader = package / "src" / "molrg" / "reader.py"
+        reader = package / "src" / "experiments" / "reader.py"
         reader.write_text(reader.read_text().replace("import images", "import images, published"))
         registered = (
-            "from molrg import sources\n@sources.reader('published/')\ndef present(name):\n    return "
+            "from molrg.support import data_read\n"
+            "@data_read.reader('published/')\ndef present(name):\n    return "
         )
         published.write_text(registered + "{'published/model': 'one'}[name]\n")
         assert command("status")[0] == 0
@@ -563,7 +567,7 @@ class TestData:
     def test_other_code_and_other_data_are_both_named(self, package: Path, data: Path) -> None:
         self.show(data)
         data.write_text("longer")
-        path = package / "src" / "molrg" / "reader.py"
+        path = package / "src" / "experiments" / "reader.py"
         path.write_text(path.read_text().replace("digest}", "digest, 'more': 1}"))
         assert f"STALE: made by other code than the present and other data '{data}'" in self.show(data)
 
@@ -574,7 +578,7 @@ class TestData:
         code, said = command("revalidate")
         assert code == 1
         assert "for which no witness can vouch; put the data back or compute it again" in said
-        assert f"python -m molrg.results recompute {self.result(package)}" in said
+        assert f"python -m compendium.results recompute {self.result(package)}" in said
         assert self.result(package).read_bytes() == before
         assert command("recompute")[0] == 0
         assert self.show(data).startswith("False\n")
@@ -953,8 +957,8 @@ def test_the_digest_follows_names_and_nothing_else() -> None:
     assert digest.of_source(source) != digest.of_source(source.replace("theorem", "exact"))
     reached, _ = digest._reach(("molrg.snr", "theorem"))
     assert ("molrg.snr", "theorem") in reached
-    assert not {("molrg.mixture", "MoLRG"), ("molrg.snr", "estimate")} & set(reached)
-    assert ("molrg.mixture", "MoLRG") in digest._reach(("molrg.snr", "estimate"))[0]
+    assert not {("molrg.model.mixture", "MoLRG"), ("molrg.snr", "estimate")} & set(reached)
+    assert ("molrg.model.mixture", "MoLRG") in digest._reach(("molrg.snr", "estimate"))[0]
     assert len(digest.of_function(snr.exact)) == 64
 
 
@@ -986,7 +990,7 @@ def test_a_module_passed_as_a_value_counts_whole_and_by_its_names() -> None:
 )
 def test_what_may_act_at_import_counts_with_every_part_of_a_module(statement: str, acts: bool) -> None:
     before = "import functools\nfrom molrg import snr\ndef local(f):\n    return f\n"
-    module = digest._Module("molrg.trial", before + statement)
+    module = digest._Module("experiments.trial", before + statement)
     assert module.effects == module.statements[-1:] * acts
 
 
@@ -1023,4 +1027,4 @@ def test_every_committed_result_is_whole_and_made_by_the_present_code() -> None:
         function = results._function(content["function"])
         results._check_witness(function, content["parameters"], content["witness"]["parameters"])
     unfit = [path for path in results.stored() if results.load(path).stale]
-    assert not unfit, f"stale: {unfit}; run `make revalidate`, or python -m molrg.results recompute"
+    assert not unfit, f"stale: {unfit}; run `make revalidate`, or python -m compendium.results recompute"

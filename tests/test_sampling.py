@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from molrg import EmpiricalDenoiser, MoLRG, noise, sampling
+from molrg import EmpiricalDenoiser, MoLRG
+from molrg.images import sampling
+from molrg.model import noise
 
 
 def gaussian(mean: Tensor, scales: Tensor) -> sampling.Denoiser:

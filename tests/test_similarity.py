@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molrg.similarity import linear_cka, relative_distance
+from molrg.measuring.similarity import linear_cka, relative_distance
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ from scipy.special import expit
 from scipy.stats import chi2
 
 from molrg import LowRankMixture, MoLRG, snr
+from molrg.snr import quadrature
 
 POINTS = [  # K=2, d=2, delta=.3: sigma, clean, noisy
     (0.4, 32.5540382077707, 10.5622383368502),
@@ -129,10 +130,10 @@ def test_exact_is_converged(monkeypatch: pytest.MonkeyPatch) -> None:
     sigma = [1e-3, 0.05, 0.5, 50.0]
     coarse = [snr.exact(k, d, delta, sigma, noisy) for k, d, delta, noisy in cases]
     nodes, weights = np.polynomial.legendre.leggauss(30)
-    monkeypatch.setattr(snr, "_NODES", nodes)
-    monkeypatch.setattr(snr, "_WEIGHTS", weights)
-    radii = snr._radii
-    monkeypatch.setattr(snr, "_radii", lambda rank, panels: radii(rank, int(1.3 * panels)))
+    monkeypatch.setattr(quadrature, "_NODES", nodes)
+    monkeypatch.setattr(quadrature, "_WEIGHTS", weights)
+    radii = quadrature.radii
+    monkeypatch.setattr(quadrature, "radii", lambda rank, panels: radii(rank, int(1.3 * panels)))
     for case, value in zip(cases, coarse, strict=True):
         k, d, delta, noisy = case
         torch.testing.assert_close(snr.exact(k, d, delta, sigma, noisy), value, rtol=1e-10, atol=0)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molrg import MoLRG, snr
+from molrg.snr import quadrature
 
 LEVELS = [0.03, 0.3, 1.0, 10.0]
 
@@ -140,8 +141,8 @@ def test_convergence(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [([1, 200], [0.999, 0.001], 0.01), ([3, 8, 8], [0.2, 0.7, 0.1], 0.6)]
     coarse = [snr.exact_classes(*case, sigma=[0.01, 1.0, 30.0], average="none") for case in cases]
     nodes, weights = np.polynomial.legendre.leggauss(30)
-    monkeypatch.setattr(snr, "_NODES", nodes)
-    monkeypatch.setattr(snr, "_WEIGHTS", weights)
+    monkeypatch.setattr(quadrature, "_NODES", nodes)
+    monkeypatch.setattr(quadrature, "_WEIGHTS", weights)
     for case, value in zip(cases, coarse, strict=True):
         fine = snr.exact_classes(*case, sigma=[0.01, 1.0, 30.0], average="none")
         torch.testing.assert_close(fine, value, rtol=1e-10, atol=0)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from molrg.experiments import subspace_clustering as experiment
+from experiments.theory import subspace_clustering as experiment
 
 SMALL: dict[str, Any] = {
     "num_classes": 2,

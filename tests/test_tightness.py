@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from molrg import MoLRG, peaks, snr
-from molrg.experiments import tightness as experiment
+from experiments.theory import tightness as experiment
+from molrg import MoLRG, snr
+from molrg.snr import peaks
 
 SMOKE: dict[str, Any] = {"num_classes": [2, 10], "ranks": [1, 5], "deltas": [0.2]}
 

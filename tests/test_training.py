@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from molrg import MoLRG, checkpoints
-from molrg.networks import MLP, Preconditioned, SubspaceDenoiser
-from molrg.noise import LogNormal, LogUniform
-from molrg.training import Trained, edm_weighting, train, uniform_weighting
+from molrg import MoLRG
+from molrg.learning import checkpoints
+from molrg.learning.networks import MLP, Preconditioned, SubspaceDenoiser
+from molrg.learning.training import Trained, edm_weighting, train, uniform_weighting
+from molrg.model.noise import LogNormal, LogUniform
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -280,7 +281,7 @@ def not_to_be_called() -> nn.Module:
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["molrg.training", "molrg.networks", "torch._dynamo", "safetensors.torch", "tqdm"]
+    ["molrg.learning.training", "molrg.learning.networks", "torch._dynamo", "safetensors.torch", "tqdm"]
 )
 
 

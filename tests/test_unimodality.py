@@ -6,20 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from molrg import certify, snr
-from molrg.experiments import unimodality as experiment
+from experiments.theory import one_peak
+from experiments.theory import unimodality as experiment
+from molrg import snr
+from molrg.snr import integrals
 
 
 def test_certificates_and_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true, calls = certify.exact, []
+    true, calls = one_peak.exact, []
 
-    def certificate(num_classes: int, rank: int, delta: float) -> certify.Certificate:
+    def certificate(num_classes: int, rank: int, delta: float) -> one_peak.Certificate:
         calls.append(num_classes)
         if num_classes == 3:
-            raise certify.NotCertified("two peaks")
+            raise one_peak.NotCertified("two peaks")
         return true(num_classes, rank, delta)
 
-    monkeypatch.setattr(certify, "exact", certificate)
+    monkeypatch.setattr(one_peak, "exact", certificate)
     mixtures = [[2, 2, 0.8], [3, 2, 0.8]]
     found = experiment.run(mixtures, workdir=tmp_path)
     assert found["certified"].tolist() == [True, False]
@@ -50,7 +52,7 @@ def test_scan_sees_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     def wavy(k: int, d: int, delta: float, levels: np.ndarray, noisy_input: bool) -> torch.Tensor:
         return torch.from_numpy((2 + np.sin(8 * np.log(levels))) / ((k - 1) * delta**2))
 
-    monkeypatch.setattr(snr, "exact", wavy)
+    monkeypatch.setattr(integrals, "exact", wavy)
     found = experiment.scan([2], [1], [0.5], 0.5, 3, 60, Path())
     assert found["maxima"].item() == 3
     assert found["margin"].item() < -1e3

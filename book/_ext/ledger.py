@@ -8,7 +8,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from molrg import claims
+from compendium import claims
 
 
 class ClaimsDirective(SphinxDirective):

@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.core import render
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from molrg import charts, pages
+from compendium import charts, pages
 
 # Unwrapped, the bundle's top-level names would clash with those of other scripts (`_`, for one).
 _VEGA = "window.vegaEmbed = vegaEmbed; window.vega = vega;"
+
+
+def draw_charts() -> None:
+    """Let myst-nb draw our charts: it looks for renderers among what is installed, and ours are not."""
+    render.load_mime_renders = lambda: [charts.MystRenderer]
 
 
 def exclude_texts(app: Sphinx, config: Any) -> None:
@@ -98,6 +104,7 @@ class PicturesBesideCharts(SphinxPostTransform):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
+    draw_charts()
     app.connect("config-inited", exclude_texts)
     app.connect("config-inited", drop_live_kernels)
     app.connect("builder-inited", refuse_unfit_notebooks)

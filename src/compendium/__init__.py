@@ -1,0 +1,1 @@
+"""The book's machinery: stored results, pages, parameters, claims, charts."""

@@ -1,0 +1,362 @@
+"""Tables, and Vega-Lite charts that look the same on screen, on paper, in the dark and without a network.
+
+`show` turns an Altair chart, or a Vega-Lite specification, into an output with two faces: the specification,
+which the book draws in the reader's browser, and a PNG for places that cannot. Both are deterministic:
+numbers keep four significant digits and data sets are named by their content.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = [
+    "CONFIG",
+    "DASHES",
+    "HEIGHT",
+    "MIME",
+    "PALETTE",
+    "SHAPES",
+    "VEGA_LITE",
+    "Figure",
+    "MystRenderer",
+    "curves",
+    "curves_with_points",
+    "html_figure",
+    "over_levels",
+    "picture",
+    "show",
+    "table",
+]
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+"""Okabe and Ito's colours, which people with any colour vision tell apart; the darkest and strongest first.
+Black is last, since it is the page's own text colour and turns light in the dark."""
+
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [4, 2, 1, 2, 1, 2], [1, 3], [10, 2, 2, 2])
+"""Dash patterns: the second channel beside colour."""
+
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "stroke")
+"""Point shapes: the second channel beside colour."""
+
+VEGA_LITE = "6.4"
+MIME = "application/vnd.vegalite.v6+json"
+HEIGHT = 300
+_PNG_WIDTH = 640
+
+CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+    "view": {"stroke": None},
+    "range": {"category": list(PALETTE), "symbol": list(SHAPES), "ramp": {"scheme": "viridis"}},
+    "axis": {
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+        "gridOpacity": 0.25,
+        "labelOverlap": "greedy",
+        "labelSeparation": 8,
+    },
+    "legend": {
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "orient": "bottom",
+        "columns": 3,
+        "labelLimit": 400,
+        "symbolOpacity": 1,
+    },
+    "header": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"},
+    "title": {"fontSize": 14, "fontWeight": "normal"},
+    "line": {"strokeWidth": 2},
+    "point": {"filled": True, "size": 45},
+}
+"""The theme, as a Vega-Lite `config`; a chart's own `config` wins over it."""
+
+
+class Figure:
+    """A chart ready to be shown: `spec` is the Vega-Lite specification, `description` its text in words."""
+
+    def __init__(self, spec: dict[str, Any], description: str):
+        self.spec = spec
+        self.description = description
+
+    def png(self, scale: float = 1.5) -> bytes:
+        """The chart as a PNG on white, 640 pixels wide before scaling; 128 colours keep it small."""
+        import vl_convert
+        from PIL import Image
+
+        fixed = _with_width(self.spec, _PNG_WIDTH)
+        fixed["config"] = fixed["config"] | {"background": "white"}
+        drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(fixed, scale=scale, vl_version=VEGA_LITE)))
+        small = io.BytesIO()
+        drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        return small.getvalue()
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        return {
+            MIME: self.spec,
+            "image/png": base64.b64encode(self.png()).decode("ascii"),
+            "text/plain": f"Figure: {self.description}",
+        }
+
+
+def show(chart: Any, description: str) -> Figure:
+    """A figure from an Altair chart or a Vega-Lite specification; make it the last line of a cell.
+
+    `description` says in words what the figure shows, for readers who do not see it. The theme is added, the
+    width follows the page (unless the chart composes several views, whose widths it must give itself), and
+    the numbers of its data are rounded to four significant digits.
+
+    Raises `ValueError` for a description of less than 20 characters.
+    """
+    description = " ".join(description.split())
+    if len(description) < 20:
+        raise ValueError(f"description must say in words what the figure shows; it is {description!r}")
+    spec = json.loads(json.dumps(chart)) if isinstance(chart, Mapping) else _altair_dict(chart)
+    spec = {"$schema": "https://vega.github.io/schema/vega-lite/v6.4.1.json", "description": description} | {
+        key: value for key, value in spec.items() if key not in ("$schema", "description", "config")
+    }
+    spec["config"] = _merge(CONFIG, _own_config(chart))
+    if "mark" in spec or "layer" in spec:
+        spec = {"width": "container", "height": HEIGHT} | spec
+        spec.setdefault("autosize", {"type": "fit-x", "contains": "padding"})
+    return Figure(_name_data(_round(spec)), description)
+
+
+def table(head: Sequence[Any], *groups: Sequence[Sequence[Any]]) -> Any:
+    """A table with a row of headings and groups of rows, as HTML to display; entries may be HTML too."""
+    from IPython.display import HTML
+
+    def line(tag: str, row: Sequence[Any]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{entry}</{tag}>" for entry in row) + "</tr>"
+
+    bodies = "".join("<tbody>" + "".join(line("td", row) for row in group) + "</tbody>" for group in groups)
+    return HTML(f"<table class='table table-sm'><thead>{line('th', head)}</thead>{bodies}</table>")
+
+
+def curves(
+    rows: Sequence[Mapping[str, Any]],
+    y: str,
+    series: str | None = None,
+    *,
+    x: str = "sigma",
+    error: str | None = None,
+    x_title: str = "noise level σ (log scale)",
+    y_title: str | None = None,
+    y_scale: Literal["linear", "log", "sqrt", "symlog"] = "linear",
+    points: bool = True,
+) -> Any:
+    """Curves over the noise level, as an Altair chart: one per value of `series`, told apart twice.
+
+    `rows` is a sequence of `{x: ..., y: ..., series: ..., error: ...}`; `error` names a column with a
+    half-width (a standard error, say) that is drawn as a band. The series keep the order of the rows.
+    """
+    import altair
+
+    rows = [dict(row) for row in rows]
+    colour: dict[str, Any] = {}
+    dash: dict[str, Any] = {}
+    shape: dict[str, Any] = {}
+    if series:
+        names = list(dict.fromkeys(row[series] for row in rows))
+        if len(names) > len(PALETTE):
+            raise ValueError(f"curves can tell {len(PALETTE)} series apart, not {len(names)}")
+
+        def channel(kind: Any, marks: Sequence[Any]) -> Any:
+            scale = altair.Scale(domain=names, range=list(marks)[: len(names)])
+            return kind(series, type="nominal", title=None, scale=scale)
+
+        colour = {"color": channel(altair.Color, PALETTE)}
+        dash = {"strokeDash": channel(altair.StrokeDash, DASHES)}
+        shape = {"shape": channel(altair.Shape, SHAPES)}
+
+    level = altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False))
+    scale = altair.Scale(type=y_scale) if y_scale == "log" else altair.Scale(type=y_scale, zero=False)
+    value = altair.Y(y, type="quantitative", title=y_title or y, scale=scale)
+    base = altair.Chart(altair.Data(values=rows)).encode(x=level, **colour)
+    layers = [base.mark_line().encode(y=value, **dash)]
+    if points:
+        layers.append(base.mark_point().encode(y=value, **shape))
+    if error:
+        low, high = f"datum['{y}'] - datum['{error}']", f"datum['{y}'] + datum['{error}']"
+        band = base.transform_calculate(low=low, high=high).mark_area(opacity=0.2)
+        layers.insert(0, band.encode(y=altair.Y("low:Q", title=y_title or y, scale=scale), y2="high:Q"))
+    return altair.layer(*layers)
+
+
+def over_levels(
+    curves_of: Mapping[str, Any], levels: Sequence[float] | np.ndarray, y_title: str, **options: Any
+) -> Any:
+    """Curves over the noise level from arrays: an Altair chart.
+
+    `curves_of` holds by name the values at the `levels`, (L,), or a pair of values and half-widths of a band;
+    values that are NaN are left out. `options` are those of `curves`.
+    """
+    rows = []
+    for name, given in curves_of.items():
+        values, *widths = given if isinstance(given, tuple) else (given,)
+        for i, (level, value) in enumerate(zip(levels, values, strict=True)):
+            if not math.isnan(value):
+                width = {"width": float(widths[0][i])} if widths else {}
+                rows.append({"sigma": float(level), "value": float(value), "name": name, **width})
+    banded = any("width" in row for row in rows)
+    return curves(rows, "value", "name", error="width" if banded else None, y_title=y_title, **options)
+
+
+def curves_with_points(
+    lines: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
+    y: str,
+    *,
+    colour: str,
+    dash: str,
+    error: str,
+    x: str = "sigma",
+    x_title: str = "noise level σ (log scale)",
+    y_title: str | None = None,
+) -> Any:
+    """Curves over the noise level, told apart by two properties, with measured points: an Altair chart.
+
+    `lines` is a sequence of `{x: ..., y: ..., colour: ..., dash: ...}`, `points` one of
+    `{x: ..., y: ..., colour: ..., error: ...}`, whose bars reach `error` up and down; both axes are
+    logarithmic, and a bar ends at a tenth of its value at the latest. Names keep the order of the rows.
+    """
+    import altair
+
+    def channel(kind: Any, name: str, rows: Sequence[Mapping[str, Any]], marks: Sequence[Any]) -> Any:
+        names = list(dict.fromkeys(row[name] for row in rows))
+        if len(names) > len(marks):
+            raise ValueError(f"{name} can tell {len(marks)} kinds apart, not {len(names)}")
+        scale = altair.Scale(domain=names, range=list(marks)[: len(names)])
+        return kind(name, type="nominal", title=None, scale=scale)
+
+    shared = {
+        "x": altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False)),
+        "color": channel(altair.Color, colour, [*lines, *points], PALETTE),
+    }
+    value = altair.Y(y, type="quantitative", title=y_title or y, scale=altair.Scale(type="log"))
+    dashes = channel(altair.StrokeDash, dash, lines, DASHES)
+    bars = [
+        {**row, "low": max(row[y] - row[error], 0.1 * row[y]), "high": row[y] + row[error]} for row in points
+    ]
+    curve = altair.Chart(altair.Data(values=[dict(row) for row in lines])).encode(**shared)
+    point = altair.Chart(altair.Data(values=bars)).encode(**shared)
+    ends = {"y": altair.Y("low:Q", title=y_title or y), "y2": altair.Y2("high:Q")}
+    return (
+        curve.mark_line().encode(y=value, strokeDash=dashes)
+        + point.mark_rule().encode(**ends)
+        + point.mark_point().encode(y=value)
+    )
+
+
+def picture(pixels: np.ndarray, size: int) -> str:
+    """An image (H, W) or (H, W, 3), uint8, as a URL that holds it, scaled to `size` by `size` pixels."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST).save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def html_figure(spec: Mapping[str, Any]) -> str:
+    """The HTML that the book shows for a figure: an inert specification, which a script of the book draws.
+
+    The element's id is a digest of its content.
+    """
+    text = json.dumps(spec, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    name = "chart-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+    alt = html.escape(spec["description"], quote=True)
+    inert = text.replace("<", "\\u003c")  # no `</script>` can end the element early
+    return (
+        f'<div class="chart" id="{name}"><div class="chart-view" role="img" aria-label="{alt}"></div>'
+        f'<script type="application/json">{inert}</script></div>'
+    )
+
+
+class MystRenderer:
+    """Draws Vega-Lite outputs in the book: a renderer plugin of myst-nb."""
+
+    mime_priority_overrides = (("html", MIME, 1), ("singlehtml", MIME, 1), ("dirhtml", MIME, 1))
+
+    @staticmethod
+    def handle_mime(renderer: Any, data: Any, inline: bool) -> list[Any] | None:
+        """The nodes for a Vega-Lite output; None for any other."""
+        if inline or data.mime_type != MIME:
+            return None
+        from docutils import nodes
+
+        spec = data.content
+        return [nodes.raw("", html_figure(spec), format="html", description=spec["description"])]
+
+
+def _altair_dict(chart: Any) -> dict[str, Any]:
+    import altair
+
+    with altair.data_transformers.enable("default", max_rows=20_000):
+        return chart.to_dict()
+
+
+def _own_config(chart: Any) -> dict[str, Any]:
+    """What the chart itself configures, without Altair's default theme."""
+    import altair
+
+    if isinstance(chart, Mapping):
+        return dict(chart.get("config", {}))
+    own = chart.config
+    return {} if own is altair.Undefined else own.to_dict()
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _round(value: Any, inside_data: bool = False) -> Any:
+    """Round the numbers of data sets to four significant digits; what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {k: _round(v, inside_data or k in ("datasets", "values")) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_round(v, inside_data) for v in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return float(f"{value:.4g}") + 0.0 if inside_data else value  # + 0.0: no minus zero
+    return value
+
+
+def _name_data(spec: dict[str, Any]) -> dict[str, Any]:
+    """Move inline data to top-level data sets named by a digest of their content."""
+    datasets: dict[str, Any] = {}
+    old = spec.pop("datasets", {})
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, list):
+            return [visit(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        node = {key: visit(value) for key, value in node.items()}
+        data = node.get("data")
+        if isinstance(data, dict) and "sequence" not in data and "url" not in data:
+            values = old.get(data.get("name")) if "values" not in data else data["values"]
+            if values is not None:
+                text = json.dumps(values, sort_keys=True)
+                name = "data-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+                datasets[name] = values
+                node["data"] = {k: v for k, v in data.items() if k != "values"} | {"name": name}
+        return node
+
+    spec = visit(spec)
+    return spec | {"datasets": datasets} if datasets else spec
+
+
+def _with_width(spec: dict[str, Any], width: int) -> dict[str, Any]:
+    return {k: width if k == "width" and v == "container" else v for k, v in spec.items()}

@@ -1,0 +1,256 @@
+r"""The paper's parametric denoiser, trained on MoLRG data: does it become the optimal one?
+
+D(x, sigma) = U diag(beta) U^T x has the form of the posterior mean, with U learned from unlabelled samples.
+Its loss has local minima, in which blocks of the learned U mix directions of several classes. So each data
+set is learned from several random starts and from one that the data suggest, and the network with the least
+denoising loss is read out.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from molrg import snr
+from molrg.learning import training
+from molrg.learning.networks import SubspaceDenoiser, subspace_denoise
+from molrg.measuring import probes, subspaces
+from molrg.model import noise
+from molrg.model.mixture import MoLRG
+from molrg.support.checks import integer
+
+__all__ = ["DENOMINATORS", "INPUTS", "run"]
+
+INPUTS = ("noisy", "clean")
+DENOMINATORS = ("residual", "classes")
+
+_L2 = 1e-3  # of the linear probes; with 50 features and thousands of samples any small value does
+
+
+def run(
+    num_classes: int,
+    rank: int,
+    dim: int,
+    delta: float,
+    train_size: int,
+    test_size: int,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    restarts: int,
+    seeds: int,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Train the parametric denoiser on MoLRG data and read it out beside the optimal denoiser.
+
+    Each seed has its own orthogonal mixture (`span` background), its own `train_size` training samples
+    without labels, and T starts of U, trained side by side by Adam for `epochs` passes in batches of
+    `batch_size`, at the noise levels of `noise.paper_levels()` with equal probability and weight. The first
+    `restarts` starts are random, the last one spans neighbourhoods of K samples (`_neighbourhoods`).
+    SNRs are estimated from `test_size` samples; classifiers are fitted to the denoised training samples with
+    their labels and tested on `test_size` denoised samples.
+
+    Returns, with axes R = seeds, T = restarts + 1, I = inputs (INPUTS), D = denominators (DENOMINATORS) and
+    S = levels:
+    `snr`, `snr_error` (R, I, D, S) the chosen network's SNR and its standard error;
+    `snr_starts` (R, T, I, S) the SNR of every start, denominator `residual`;
+    `exact` (I, D, S) the optimal denoiser's, `theorem` (I, S) that of Theorem 1;
+    `recovery` (R, T) the share of the classes' subspaces in the matched blocks of the learned U,
+    mean over k of ||U_k^T Q_k||^2 / d, Q_k an orthonormal basis of the block: 1 if found, d/n by chance;
+    `excess_loss` (R, T) the denoising loss on the training samples over that of the optimal denoiser, less 1;
+    `chosen` (R,) the start with the least loss;
+    `linear`, `nearest` (R, I, S) the accuracies of a linear probe and of the nearest subspace on the chosen
+    start's output, `linear_exact`, `nearest_exact` (R, I, S) on that of the optimal denoiser;
+    `levels`, `inputs`, `denominators`, `steps`.
+
+    Raises ValueError for arguments outside their ranges.
+    """
+    integer("restarts", restarts, 1)
+    integer("seeds", seeds, 1)
+    integer("epochs", epochs, 1)
+    # So many that every class has more than d samples, up to a chance of about 1e-5 a class.
+    integer("train_size", train_size, num_classes * (2 * rank + 10))
+    integer("test_size", test_size, 2 * num_classes)
+    steps = max(1, epochs * train_size // integer("batch_size", batch_size, 1))
+    levels = noise.paper_levels()
+    runs = [
+        _one_seed(
+            MoLRG.orthogonal(num_classes, rank, dim, delta, generator=generator),
+            train_size,
+            test_size,
+            steps,
+            learning_rate,
+            batch_size,
+            restarts,
+            generator,
+            Path(workdir) / f"starts-{seed}.safetensors",
+        )
+        for seed, generator in ((seed, torch.Generator().manual_seed(seed)) for seed in range(seeds))
+    ]
+    model = (num_classes, rank, delta, levels)
+    exact = [[snr.exact(*model, kind == "noisy", by).numpy() for by in DENOMINATORS] for kind in INPUTS]
+    theorem = [snr.theorem(*model, kind == "noisy").numpy() for kind in INPUTS]
+    values = {key: np.stack([each[key] for each in runs]) for key in runs[0]}
+    values |= {"exact": np.array(exact), "theorem": np.array(theorem), "levels": levels.numpy()}
+    return {
+        **{key: np.round(value, 6) for key, value in values.items()},
+        "inputs": list(INPUTS),
+        "denominators": list(DENOMINATORS),
+        "steps": steps,
+    }
+
+
+class _Starts(nn.Module):
+    """T parametric denoisers trained side by side: part t of a batch goes to denoiser t alone."""
+
+    def __init__(self, starts: list[SubspaceDenoiser]) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(torch.stack([start.basis.detach() for start in starts]))
+        self.num_classes, self.delta = starts[0].num_classes, starts[0].delta
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        parts, levels = (part.unflatten(0, (len(self.basis), -1)) for part in (x, sigma[:, None]))
+        return subspace_denoise(self.basis, parts, levels, self.num_classes, self.delta).flatten(0, 1)
+
+
+def _one_seed(
+    mixture: MoLRG,
+    train_size: int,
+    test_size: int,
+    steps: int,
+    learning_rate: float,
+    batch_size: int,
+    restarts: int,
+    generator: torch.Generator,
+    checkpoint: Path,
+) -> dict[str, np.ndarray]:
+    train = mixture.sample(train_size, generator=generator)
+    shape = (mixture.dim, mixture.num_classes, mixture.ranks[0], mixture.delta)
+    denoisers = [SubspaceDenoiser(*shape, generator=generator) for _ in range(restarts + 1)]
+    with torch.no_grad():
+        denoisers[-1].basis.copy_(_neighbourhoods(train[0], mixture.num_classes, mixture.ranks[0], generator))
+    trained = training.train(
+        _Starts(denoisers),
+        train[0],
+        noise.paper_levels(),
+        steps=steps,
+        batch_size=batch_size * len(denoisers),
+        lr=learning_rate,
+        weighting=training.uniform_weighting,
+        generator=generator,
+        checkpoint=checkpoint,
+        checkpoint_every=5000,
+    )
+    with torch.no_grad():
+        for denoiser, basis in zip(denoisers, next(trained.denoiser.parameters()), strict=True):
+            denoiser.basis.copy_(basis)
+        return _figures(mixture, denoisers, train, test_size, generator)
+
+
+def _neighbourhoods(x0: Tensor, num_classes: int, rank: int, generator: torch.Generator) -> Tensor:
+    """Guess U (n, K d) without labels: K samples, and the leading directions of those most parallel to each.
+
+    The first sample is drawn, each next one is the one whose direction the blocks so far hold least of.
+    """
+    directions = torch.nn.functional.normalize(x0)
+    neighbours = min(10 * rank, len(x0) // num_classes)  # no more than a class has
+    anchor = int(torch.randint(len(x0), (), generator=generator))
+    held = torch.zeros(len(x0))
+    blocks = []
+    for _ in range(num_classes):
+        nearest = (directions @ directions[anchor]).abs().topk(neighbours).indices
+        blocks.append(torch.linalg.svd(x0[nearest], full_matrices=False).Vh[:rank].T)
+        held += (directions @ blocks[-1]).square().sum(1)
+        anchor = int(held.argmin())
+    return torch.cat(blocks, 1)
+
+
+def _figures(
+    mixture: MoLRG,
+    denoisers: Sequence[SubspaceDenoiser],
+    train: tuple[Tensor, Tensor],
+    test_size: int,
+    generator: torch.Generator,
+) -> dict[str, np.ndarray]:
+    """All figures of one seed's denoisers."""
+    perturbation = torch.randn(train[0].shape, generator=generator)
+    best = _loss(mixture.posterior_mean, train[0], perturbation)
+    losses = np.array([_loss(denoiser, train[0], perturbation) for denoiser in denoisers])
+    chosen = denoisers[int(losses.argmin())]
+    test = mixture.sample(test_size, generator=generator)
+    test_perturbation = torch.randn(test[0].shape, generator=generator)
+    samples = ((*train, perturbation), (*test, test_perturbation))
+    accuracies = _accuracies(chosen, mixture, *samples)
+    exact_accuracies = _accuracies(mixture.posterior_mean, mixture, *samples)
+
+    def estimates(denoiser: SubspaceDenoiser, kind: str, denominator: str) -> snr.Estimate:
+        size = test_size // mixture.num_classes
+        draws = torch.Generator().manual_seed(0)  # the same samples for every start and both denominators
+        levels = noise.paper_levels()
+        return snr.estimate(denoiser, mixture, levels, size, kind == "noisy", denominator, generator=draws)
+
+    of_chosen = [[estimates(chosen, kind, by) for by in DENOMINATORS] for kind in INPUTS]
+    return {
+        "snr": np.array([[each.value.numpy() for each in row] for row in of_chosen]),
+        "snr_error": np.array([[each.standard_error.numpy() for each in row] for row in of_chosen]),
+        "snr_starts": np.array(
+            [[estimates(each, kind, "residual").value.numpy() for kind in INPUTS] for each in denoisers]
+        ),
+        "recovery": np.array([_recovery(mixture, denoiser) for denoiser in denoisers]),
+        "excess_loss": losses / best - 1,
+        "chosen": losses.argmin(),
+        "linear": accuracies[0],
+        "nearest": accuracies[1],
+        "linear_exact": exact_accuracies[0],
+        "nearest_exact": exact_accuracies[1],
+    }
+
+
+def _loss(denoiser: Callable[[Tensor, float], Tensor], x0: Tensor, perturbation: Tensor) -> float:
+    """The training loss on all samples, with one draw of the noise."""
+    levels = noise.paper_levels().tolist()
+    return float(
+        np.mean([(denoiser(x0 + level * perturbation, level) - x0).square().mean() for level in levels])
+    )
+
+
+def _recovery(mixture: MoLRG, denoiser: SubspaceDenoiser) -> float:
+    """Mean over classes of ||U_k^T Q_k||^2 / d, with the learned blocks matched to the classes."""
+    overlaps = np.array(
+        [
+            [
+                float((basis.T @ learned).square().sum()) / denoiser.rank
+                for learned in denoiser.orthonormal_bases()
+            ]
+            for basis in mixture.bases
+        ]
+    )
+    return float(overlaps[linear_sum_assignment(overlaps, maximize=True)].mean())
+
+
+def _accuracies(
+    denoiser: Callable[[Tensor, float], Tensor],
+    mixture: MoLRG,
+    train: tuple[Tensor, Tensor, Tensor],
+    test: tuple[Tensor, Tensor, Tensor],
+) -> np.ndarray:
+    """Accuracy of the linear probe and of the nearest subspace on the denoised test samples, (2, I, S).
+
+    `train` and `test` are samples, labels and the noise that is scaled by the levels.
+    """
+    levels, rank, classes = noise.paper_levels().tolist(), mixture.ranks[0], mixture.num_classes
+    labels, test_labels = train[1], test[1]
+    accuracies = []
+    for kind in INPUTS:
+        features, test_features = (
+            torch.stack([denoiser(x0 + level * eps if kind == "noisy" else x0, level) for level in levels])
+            for x0, _, eps in (train, test)
+        )
+        linear = probes.fit_logistic(features, labels, _L2, classes)
+        nearest = subspaces.class_subspaces(features, labels, rank, classes)
+        accuracies.append([each.accuracy(test_features, test_labels).numpy() for each in (linear, nearest)])
+    return np.array(accuracies).swapaxes(0, 1)

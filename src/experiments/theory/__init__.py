@@ -1,0 +1,1 @@
+"""The experiments beside the pages of `book/theory`."""

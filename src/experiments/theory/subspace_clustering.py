@@ -1,0 +1,85 @@
+r"""How many points does subspace clustering need? A phase diagram over points per class and rank.
+
+Each data set holds N_k noiseless points of each of K orthogonal classes of rank d, without labels. Two things
+may go wrong, and are counted apart: no start reaches the largest value of the objective, which the true
+subspaces attain (optimisation), or one does and yet its subspaces are others (information).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.theory.k_subspaces import k_subspaces, orthogonal_k_subspaces
+from molrg.support.atomic_files import write_atomically
+from molrg.support.checks import choice, integer
+
+__all__ = ["METHODS", "run"]
+
+METHODS = {"free": k_subspaces, "orthogonal": orthogonal_k_subspaces}
+
+_SPARE = 2  # dimensions outside all classes, n = K d + 2; the theorem needs one
+_ATTAINED = 1e-8  # share of the energy that a start may miss and still count as an exact minimiser
+_FOUND = 1e-4  # and the share of a true subspace that its nearest learned one may miss
+
+
+def run(
+    method: str,
+    num_classes: int,
+    ranks: list[int],
+    counts: list[int],
+    restarts: int,
+    seeds: int,
+    workdir: Path,
+) -> dict[str, Any]:
+    """Cluster `seeds` data sets of each rank d in `ranks` and each number N_k of points a class in `counts`.
+
+    `method` is "free" (`k_subspaces.k_subspaces`) or "orthogonal" (`orthogonal_k_subspaces`), each
+    from `restarts` random starts. Returns, with axes (ranks, counts, seeds), `attained`, the share of the
+    starts that end with all the energy of the points held, an exact minimiser of the loss, and `recovered`,
+    the share that ends in the true subspaces.
+
+    Raises ValueError for arguments outside their ranges.
+    """
+    choice("method", method, tuple(METHODS))
+    integer("num_classes", num_classes, 2)
+    integer("restarts", restarts, 1)
+    integer("seeds", seeds, 1)
+    for name, values in (("ranks", ranks), ("counts", counts)):
+        for value in values:
+            integer(name, value, 1)
+    shares = [_of_rank(method, num_classes, rank, counts, restarts, seeds, Path(workdir)) for rank in ranks]
+    attained, recovered = np.moveaxis(np.array(shares), -1, 0)
+    return {"attained": attained, "recovered": recovered}
+
+
+def _of_rank(
+    method: str, num_classes: int, rank: int, counts: list[int], restarts: int, seeds: int, workdir: Path
+) -> list[list[tuple[float, float]]]:
+    checkpoint = workdir / f"rank-{rank}.json"
+    if not checkpoint.exists():
+        shares = [
+            [_of_data(method, num_classes, rank, count, restarts, seed) for seed in range(seeds)]
+            for count in counts
+        ]
+        write_atomically(checkpoint, json.dumps(shares).encode())
+    return json.loads(checkpoint.read_text())
+
+
+def _of_data(
+    method: str, num_classes: int, rank: int, count: int, restarts: int, seed: int
+) -> tuple[float, float]:
+    """Shares of the starts that attain the maximum, and that find the classes, on one data set."""
+    generator = torch.Generator().manual_seed(seed + 1000 * count + 1_000_000 * rank)
+    dim = num_classes * rank + _SPARE
+    gauss = torch.randn(dim, num_classes * rank, generator=generator, dtype=torch.float64)
+    truth = torch.stack(torch.linalg.qr(gauss).Q.split(rank, 1))
+    coefficients = torch.randn(num_classes, count, rank, generator=generator, dtype=torch.float64)
+    x = (coefficients @ truth.mT).flatten(0, 1)
+    found = METHODS[method](x, num_classes, rank, restarts, generator)
+    attained = found.captured > (1 - _ATTAINED) * x.square().sum()
+    overlap = (found.bases.unsqueeze(2).mT @ truth).square().sum((-1, -2)) / rank
+    recovered = overlap.amax(1).amin(1) > 1 - _FOUND
+    return attained.double().mean().item(), recovered.double().mean().item()

@@ -1,0 +1,1 @@
+"""What a denoiser's features say about the class."""

@@ -1,0 +1,61 @@
+"""How alike two sets of features of the same samples are: linear CKA, and distance.
+
+Features are (..., N, D): N samples in rows, the same in both sets; leading axes broadcast.
+"""
+
+import torch
+from torch import Tensor
+
+from molrg.support.devices import widest
+
+__all__ = ["linear_cka", "relative_distance"]
+
+
+def linear_cka(a: Tensor, b: Tensor) -> Tensor:
+    r"""Return the linear centred kernel alignment of features (..., N, D) and (..., N, E).
+
+        CKA(A, B) = ||A^T B||_F^2 / (||A^T A||_F ||B^T B||_F),    columns centred.
+
+    It lies in [0, 1]; it is 1 for features equal up to a shift, a rotation and a factor, and 0 for
+    uncorrelated ones. It is nan where all samples have the same features.
+
+    Raises ValueError if the samples differ in number or are fewer than 2.
+
+    Source: Kornblith et al., Similarity of Neural Network Representations Revisited (2019).
+    """
+    _check(a, b)
+    a, b = (each - each.mean(-2, keepdim=True) for each in (a, b))
+    # A factor is free: without it, squares of squares of small features underflow.
+    a, b = (each / each.abs().amax((-2, -1), keepdim=True) for each in (a, b))
+    cross, own, other = (_squares(left.mT @ right).sum((-2, -1)) for left, right in ((a, b), (a, a), (b, b)))
+    return cross / (own.sqrt() * other.sqrt())
+
+
+def relative_distance(a: Tensor, b: Tensor) -> Tensor:
+    r"""Return ||A - B||_F / ||B||_F for features (..., N, D) of both.
+
+    Unlike CKA it sees rotations and factors: it asks whether one readout serves both.
+
+    Raises ValueError if the samples differ in number, are fewer than 2, or differ in dimension.
+    """
+    _check(a, b)
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(
+            f"a distance needs features of one dimension, got {a.shape[-1]} and {b.shape[-1]}; use linear_cka"
+        )
+    wide = widest(a.device)
+    return ((a - b).to(wide).square().sum((-2, -1)) / b.to(wide).square().sum((-2, -1))).sqrt()
+
+
+def _squares(values: Tensor) -> Tensor:
+    return values.to(widest(values.device)).square()
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-2] != b.shape[-2] or a.shape[-2] < 2:
+        raise ValueError(
+            "features must be (..., N, D) with the same N >= 2 samples in both, "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    if not torch.is_floating_point(a) or a.dtype != b.dtype:
+        raise ValueError(f"features must be floating point of one type, got {a.dtype} and {b.dtype}")

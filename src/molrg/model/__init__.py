@@ -1,0 +1,1 @@
+"""The data model, its optimal denoiser, that of finitely many points, and noise levels."""
