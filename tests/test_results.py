@@ -955,10 +955,10 @@ def test_the_digest_follows_names_and_nothing_else() -> None:
         "from molrg.snr import theorem\ntheorem(3, 5, 0.2, 1.0)"
     )
     assert digest.of_source(source) != digest.of_source(source.replace("theorem", "exact"))
-    reached, _ = digest._reach(("molrg.snr", "theorem"))
-    assert ("molrg.snr", "theorem") in reached
-    assert not {("molrg.model.mixture", "MoLRG"), ("molrg.snr", "estimate")} & set(reached)
-    assert ("molrg.model.mixture", "MoLRG") in digest._reach(("molrg.snr", "estimate"))[0]
+    reached, _ = digest._reach(("molrg.snr.approximations", "theorem"))
+    assert ("molrg.snr.approximations", "theorem") in reached
+    assert not {("molrg.model.mixture", "MoLRG"), ("molrg.snr.simulation", "estimate")} & set(reached)
+    assert ("molrg.model.mixture", "MoLRG") in digest._reach(("molrg.snr.simulation", "estimate"))[0]
     assert len(digest.of_function(snr.exact)) == 64
 
 
