@@ -8,6 +8,7 @@ vmap.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -142,6 +143,9 @@ def vmap(function: Callable[..., Any], *options: Any, **more: Any) -> Callable[.
     return call
 
 
+_STREAM = SimpleNamespace(is_capturing=lambda: False)  # what optimizers ask of a device's stream
+
+
 @contextlib.contextmanager
 def device(kind: str) -> Iterator[torch.device]:
     """Within, a device of `kind` is one of this machine."""
@@ -162,6 +166,7 @@ def device(kind: str) -> Iterator[torch.device]:
             current_device=lambda: 0,
             default_generators=(own,),
         ),
+        mock.patch.object(torch.accelerator, "current_stream", return_value=_STREAM),
         mock.patch.object(torch.backends.mps, "is_available", return_value=kind == "mps"),
         mock.patch.object(torch.mps, "_get_default_mps_generator", return_value=own),
         _Mode(),
