@@ -50,7 +50,7 @@ def test_draws_hold_as_many_of_each_class() -> None:
 def test_the_readout_is_the_nearest_mean_of_whitened_features_taken_by_hand(
     shipped: zoo.Preconditioned,
 ) -> None:
-    found = readout.run("digits", "unet-32-48", 64, 0, **SMALL)
+    found = readout.run("digits", (32, 48), 64, 0, **SMALL)
     data = image_data.get("digits")
     known = readout.draw(data.train_labels, 300, 10, seed=0)
     x0 = torch.cat([data.train_images[known], data.test_images[:150]])
@@ -77,7 +77,7 @@ def test_the_readout_is_the_nearest_mean_of_whitened_features_taken_by_hand(
 
 
 def test_a_noisy_input_is_noisier_and_a_clean_one_is_not(shipped: zoo.Preconditioned) -> None:
-    found = readout.run("digits", "unet-32-48", readout.PIXELS, 0, **SMALL)
+    found = readout.run("digits", (32, 48), readout.PIXELS, 0, **SMALL)
     right = readout.accuracy(found).mean(-1)[:, 0]
     assert right[0, 1] < right[0, 0] - 0.05
     assert right[1, 0] == right[1, 1]
@@ -85,8 +85,8 @@ def test_a_noisy_input_is_noisier_and_a_clean_one_is_not(shipped: zoo.Preconditi
 
 
 def test_controls_have_as_many_numbers_as_the_blocks(shipped: zoo.Preconditioned) -> None:
-    found = readout.run("digits", "unet-32-48", readout.RANDOM, 0, **SMALL)
+    found = readout.run("digits", (32, 48), readout.RANDOM, 0, **SMALL)
     assert found["blocks"] == ["32 random filters", "48 random filters"]
-    untrained = readout.run("digits", "unet-32-48", readout.UNTRAINED, 0, **SMALL)
-    assert untrained["blocks"] == readout.run("digits", "unet-32-48", 64, 0, **SMALL)["blocks"]
+    untrained = readout.run("digits", (32, 48), readout.UNTRAINED, 0, **SMALL)
+    assert untrained["blocks"] == readout.run("digits", (32, 48), 64, 0, **SMALL)["blocks"]
     assert untrained["counts"] == [100, 150]

@@ -51,28 +51,30 @@ def draw(labels: Tensor, count: int, num_classes: int, seed: int) -> Tensor:
 
 
 def run(
-    data: str,
-    network: str,
+    dataset: str,
+    channels: Sequence[int],
     images: int | str,
     seed: int,
     labels: int,
     validation: int,
-    tests: int | None,
+    tests: int,
     levels: Sequence[float] = LEVELS,
 ) -> dict[str, Any]:
     """Read classes out of the blocks of one network of the zoo, on noisy and on clean input.
 
     Parameters
     ----------
-    data, network, seed
-        Of the network: see `zoo.load`.
+    dataset
+        A name of `image_data`.
+    channels, seed
+        Of the network: (32, 64) stands for the kind `unet-32-64` of `zoo.CHANNELS`.
     images
         How many it has seen; or a control, UNTRAINED, RANDOM (as many filters as each block has channels) or
         PIXELS.
     labels, validation
         Training images with labels, and others that choose block and level; as many of each class.
     tests
-        The first so many test images judge; None: all.
+        The first so many test images judge.
 
     Returns
     -------
@@ -80,22 +82,23 @@ def run(
         `blocks` (B names); `tests` and `validation`: (I, B, S, N) whether each image is read rightly at each
         of the S levels, packed by `np.packbits` along the last axis; `counts`: N of both.
     """
-    images_of = image_data.get(data)
-    known = draw(images_of.train_labels, labels + validation, images_of.num_classes, seed=0)
+    data = image_data.get(dataset)
+    known = draw(data.train_labels, labels + validation, data.num_classes, seed=0)
     fit, choose = known[:labels], known[labels:]
-    parts = [images_of.train_images[fit], images_of.train_images[choose], images_of.test_images[:tests]]
-    answers = [images_of.train_labels[fit], images_of.train_labels[choose], images_of.test_labels[:tests]]
+    parts = [data.train_images[fit], data.train_images[choose], data.test_images[:tests]]
+    answers = [data.train_labels[fit], data.train_labels[choose], data.test_labels[:tests]]
     x0 = torch.cat(parts)
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     ends = [len(parts[0]), len(parts[0]) + len(parts[1])]
-    read = _reader(images_of, data, network, images, seed)
+    kind_of_network = f"unet-{'-'.join(map(str, channels))}"
+    read = _reader(data, dataset, kind_of_network, images, seed)
     right: list[list[np.ndarray]] = [[], []]
     for kind in INPUTS:
         found = [read(x0 + sigma * eps if kind == "noisy" else x0, sigma) for sigma in levels]
         for block in found[0]:
             values = torch.stack([each[block] for each in found])
             train, *others = values.tensor_split(ends, dim=1)
-            fitted = fit_discriminants(train, answers[0], RIDGE, images_of.num_classes)
+            fitted = fit_discriminants(train, answers[0], RIDGE, data.num_classes)
             for kept, other, answer in zip(right, others, answers[1:], strict=True):
                 kept.append((fitted.predict(other) == answer).numpy())
     blocks = list(found[0])
