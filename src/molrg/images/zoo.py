@@ -21,6 +21,7 @@ from torch import nn
 from molrg.images import image_networks
 from molrg.learning import checkpoints
 from molrg.learning.networks import Preconditioned
+from molrg.support import data_read
 from molrg.support.atomic_files import write_atomically
 from molrg.support.clone import ROOT
 
@@ -152,12 +153,20 @@ def read(path: str | Path) -> Loaded:
 
     Raises FileNotFoundError where it is missing, ValueError if it is damaged or holds something else.
     """
-    tensors, _ = checkpoints.load(Path(path))
-    found = record(Path(path))
+    place = Path(path)
+    tensors, metadata = checkpoints.load(place)
+    data_read.note(f"zoo/{place.name}", metadata["sha256"])
+    found = record(place)
     channels, height, width = found["shape"]
     denoiser = build(found["network"], (channels, height, width), found["sigma_data"])
     denoiser.load_state_dict({name: value.float() for name, value in tensors.items()})
     return Loaded(denoiser.eval(), found)
+
+
+@data_read.reader("zoo/")
+def _present(name: str) -> str | None:
+    path = default_folder() / name.removeprefix("zoo/")
+    return checkpoints.load(path)[1]["sha256"] if path.exists() else None
 
 
 def write(path: Path, denoiser: nn.Module, found: dict[str, Any]) -> None:
