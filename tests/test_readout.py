@@ -1,6 +1,7 @@
 """What is read out of networks' blocks: stratified draws, controls, and the same answer by another route."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from experiments.images import image_data, readout
 from molrg.images import zoo
 
-SMALL = {"labels": 200, "validation": 100, "tests": 150, "levels": (0.1, 1.0)}
+SMALL: dict[str, Any] = {"labels": 200, "validation": 100, "tests": 150, "levels": (0.1, 1.0)}
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_draws_hold_as_many_of_each_class() -> None:
 def test_the_readout_is_the_nearest_mean_of_whitened_features_taken_by_hand(
     shipped: zoo.Preconditioned,
 ) -> None:
-    found = readout.run("digits", (32, 48), 64, 0, **SMALL)
+    found = readout.run("digits", (32, 48), 64, 0, **SMALL, workdir=tmp_path / "1")
     data = image_data.get("digits")
     known = readout.draw(data.train_labels, 300, 10, seed=0)
     x0 = torch.cat([data.train_images[known], data.test_images[:150]])
@@ -76,17 +77,20 @@ def test_the_readout_is_the_nearest_mean_of_whitened_features_taken_by_hand(
         assert (readout.accuracy(found)[kind, 2, 1] == right).mean() > 0.98
 
 
-def test_a_noisy_input_is_noisier_and_a_clean_one_is_not(shipped: zoo.Preconditioned) -> None:
-    found = readout.run("digits", (32, 48), readout.PIXELS, 0, **SMALL)
+def test_a_noisy_input_is_noisier_and_a_clean_one_is_not(shipped: zoo.Preconditioned, tmp_path: Path) -> None:
+    found = readout.run("digits", (32, 48), readout.PIXELS, 0, **SMALL, workdir=tmp_path / "2")
     right = readout.accuracy(found).mean(-1)[:, 0]
     assert right[0, 1] < right[0, 0] - 0.05
     assert right[1, 0] == right[1, 1]
     assert readout.accuracy(found, "validation").shape[-1] == 100
 
 
-def test_controls_have_as_many_numbers_as_the_blocks(shipped: zoo.Preconditioned) -> None:
-    found = readout.run("digits", (32, 48), readout.RANDOM, 0, **SMALL)
+def test_controls_have_as_many_numbers_as_the_blocks(shipped: zoo.Preconditioned, tmp_path: Path) -> None:
+    found = readout.run("digits", (32, 48), readout.RANDOM, 0, **SMALL, workdir=tmp_path / "3")
     assert found["blocks"] == ["32 random filters", "48 random filters"]
-    untrained = readout.run("digits", (32, 48), readout.UNTRAINED, 0, **SMALL)
-    assert untrained["blocks"] == readout.run("digits", (32, 48), 64, 0, **SMALL)["blocks"]
+    untrained = readout.run("digits", (32, 48), readout.UNTRAINED, 0, **SMALL, workdir=tmp_path / "4")
+    assert (
+        untrained["blocks"]
+        == readout.run("digits", (32, 48), 64, 0, **SMALL, workdir=tmp_path / "5")["blocks"]
+    )
     assert untrained["counts"] == [100, 150]

@@ -333,9 +333,14 @@ def rounding(denoiser: nn.Module, data: Images, count: int = 500) -> dict[str, f
     return found
 
 
-def samples(data: str, network: str, seed: int, images: int, count: int = 12) -> dict[str, np.ndarray]:
-    """Return `count` samples of a network of the zoo, (count, H, W, C) uint8, in 18 steps of Heun's."""
-    denoiser, record = zoo.load(data, seed, images, network=network)
+def samples(
+    dataset: str, seed: int, images: int, count: int, network: str, *, workdir: Path
+) -> dict[str, np.ndarray]:
+    """Return `count` samples of a network of the zoo, (count, H, W, C) uint8, in 18 steps of Heun's.
+
+    It takes seconds, and keeps nothing in `workdir`.
+    """
+    denoiser, record = zoo.load(dataset, seed, images, network=network)
     shape = record["shape"]
     drawn = sampling.sample(denoiser, count, math.prod(shape), noise.edm_levels(18, 0.002, 20.0))
     pixels = ((drawn.unflatten(1, shape).movedim(1, 3) + 1) * 127.5).round().clamp(0, 255)

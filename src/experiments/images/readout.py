@@ -6,8 +6,10 @@ units by which curves of one network are judged (see `molrg.measuring.curves`). 
 pixels, and one layer of random filters.
 """
 
+import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from molrg.measuring import features
 from molrg.measuring.discriminants import fit_discriminants
 from molrg.model import noise
 from molrg.support import devices
+from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer
 
 __all__ = ["INPUTS", "LEVELS", "PIXELS", "RANDOM", "RIDGE", "UNTRAINED", "accuracy", "draw", "run"]
@@ -59,6 +62,8 @@ def run(
     validation: int,
     tests: int,
     levels: Sequence[float] = LEVELS,
+    *,
+    workdir: Path,
 ) -> dict[str, Any]:
     """Read classes out of the blocks of one network of the zoo, on noisy and on clean input.
 
@@ -75,6 +80,8 @@ def run(
         Training images with labels, and others that choose block and level; as many of each class.
     tests
         The first so many test images judge.
+    workdir
+        Where each input's part is kept when it is done, so that a stopped run goes on.
 
     Returns
     -------
@@ -92,22 +99,26 @@ def run(
     ends = [len(parts[0]), len(parts[0]) + len(parts[1])]
     kind_of_network = f"unet-{'-'.join(map(str, channels))}"
     read = _reader(data, dataset, kind_of_network, images, seed)
-    right: list[list[np.ndarray]] = [[], []]
+    parts_done = []
     for kind in INPUTS:
-        found = [read(x0 + sigma * eps if kind == "noisy" else x0, sigma) for sigma in levels]
-        for block in found[0]:
-            values = torch.stack([each[block] for each in found])
-            train, *others = values.tensor_split(ends, dim=1)
-            fitted = fit_discriminants(train, answers[0], RIDGE, data.num_classes)
-            for kept, other, answer in zip(right, others, answers[1:], strict=True):
-                kept.append((fitted.predict(other) == answer).numpy())
-    blocks = list(found[0])
-    shape = (len(INPUTS), len(blocks), len(levels), -1)
-    packed = [np.packbits(np.array(each).reshape(shape), axis=-1) for each in right]
+        path = workdir / f"{kind}.npz"
+        if not path.exists():
+            found = [read(x0 + sigma * eps if kind == "noisy" else x0, sigma) for sigma in levels]
+            right: list[list[np.ndarray]] = [[], []]
+            for block in found[0]:
+                train, *others = torch.stack([each[block] for each in found]).tensor_split(ends, dim=1)
+                fitted = fit_discriminants(train, answers[0], RIDGE, data.num_classes)
+                for kept, other, answer in zip(right, others, answers[1:], strict=True):
+                    kept.append((fitted.predict(other) == answer).numpy())
+            packed = [np.packbits(np.array(each), axis=-1) for each in right]
+            content = io.BytesIO()
+            np.savez(content, blocks=list(found[0]), validation=packed[0], tests=packed[1])
+            write_atomically(path, content.getvalue())
+        parts_done.append(np.load(path))
     return {
-        "blocks": blocks,
-        "validation": packed[0],
-        "tests": packed[1],
+        "blocks": parts_done[0]["blocks"].tolist(),
+        "validation": np.stack([each["validation"] for each in parts_done]),
+        "tests": np.stack([each["tests"] for each in parts_done]),
         "counts": [len(parts[1]), len(parts[2])],
     }
 
