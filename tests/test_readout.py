@@ -49,7 +49,7 @@ def test_draws_hold_as_many_of_each_class() -> None:
 
 
 def test_the_readout_is_the_nearest_mean_of_whitened_features_taken_by_hand(
-    shipped: zoo.Preconditioned,
+    shipped: zoo.Preconditioned, tmp_path: Path
 ) -> None:
     found = readout.run("digits", (32, 48), 64, 0, **SMALL, workdir=tmp_path / "1")
     data = image_data.get("digits")
