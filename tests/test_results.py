@@ -288,8 +288,8 @@ class TestStore:
         monkeypatch.delenv("MOLRG_RESULTS")
         (package / "book").mkdir()
         call()
-        (rerun,) = (package / ".work" / "results" / "trial").glob("*.json")
-        assert not (package / "results").exists()
+        (rerun,) = (package / "results" / ".reruns" / "trial").glob("*.json")
+        assert not list((package / "results").glob("trial/*"))
         call()
         assert runs(package) == ["1", "3"]
         call(f"with results.listed() as used: {CALL}")  # taken over
