@@ -4,8 +4,8 @@ What is up to date is decided by contents (see compendium.pages), not by modific
 scrambles. A notebook is no `output` here, since Snakemake deletes the outputs of a failed job, and a page that
 fails is to leave its last good notebook alone; a receipt in .work stands for it.
 
-One build runs at a time. Snakemake's own lock outlives a build that is killed, so that `make book` does without
-(`--nolock`); the system releases this one when the process ends, however it ends.
+One build runs at a time. Snakemake's own lock outlives a build that is killed, so `make book` does without
+(`--nolock`); the system releases the lock used here when the process ends, however it ends.
 """
 
 import fcntl

@@ -53,8 +53,8 @@ class _Parameters(Protocol):
 def load(path: Path | None = None) -> dict[str, Claim]:
     """The ledger: claims by id, in the order of `book/claims.yml`.
 
-    Raises `ValueError`, naming the claim, for a missing, unknown, empty or repeated key, for an id that occurs
-    twice and for an unknown verdict.
+    Raises `ValueError`, naming the claim, for a missing, unknown or empty key and for an unknown verdict, and
+    naming the line for an id or a key that occurs twice.
     """
     path = path or LEDGER
     entries = _entries(path.read_text(encoding="utf-8"))
