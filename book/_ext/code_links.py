@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 class LibraryRole(XRefRole):
     """A name in the library reference, with a link; it must be there."""
 
-    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """Return the node of the link."""
-        self.refdomain, self.reftype, self.warn_dangling = "py", "obj", True
-        made, messages = self.create_xref_node()
-        made[0]["is_code"] = True
-        return made, messages
+    def process_link(
+        self, env: BuildEnvironment, refnode: nodes.Element, has_explicit_title: bool, title: str, target: str
+    ) -> tuple[str, str]:
+        """Mark the link as one to code, which the Python domain is to resolve."""
+        refnode.attributes.update(refdomain="py", reftype="obj", is_code=True)
+        return title, target
 
 
 def statement_above(reference: nodes.Element) -> nodes.Element | None:
@@ -48,7 +48,9 @@ def statement_above(reference: nodes.Element) -> nodes.Element | None:
 def labelled(statement: nodes.Element) -> Iterator[nodes.Element]:
     """A statement and the labelled equations in it."""
     yield statement
-    yield from (each for each in statement.findall(nodes.math_block) if each.get("label") and each is not statement)
+    yield from (
+        each for each in statement.findall(nodes.math_block) if each.get("label") and each is not statement
+    )
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
@@ -61,7 +63,9 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
                 continue
             name, statement = reference["reftarget"], statement_above(reference)
             if statement is None:
-                _log.warning("`Code: %s` must stand right below a labelled statement", name, location=reference)
+                _log.warning(
+                    "`Code: %s` must stand right below a labelled statement", name, location=reference
+                )
                 continue
             app.statements_of[name].append((docname, statement["ids"][0], statement.get("title")))
             for each in labelled(statement):
@@ -70,7 +74,10 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
         for label in _LABEL.findall(pydoc.getdoc(pydoc.locate(name))):
             if name not in code_of[label]:
                 _log.warning(
-                    "the docstring of %s names `%s`: put `Code: {library}`%s`` below that", name, label, name,
+                    "the docstring of %s names `%s`: put `Code: {library}`%s`` below that",
+                    name,
+                    label,
+                    name,
                     location=entry.docname,
                 )
 
@@ -91,7 +98,7 @@ def lead_back(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
-    app.add_role("library", LibraryRole())
+    app.add_role("library", LibraryRole(warn_dangling=True))
     app.connect("env-check-consistency", check)
     app.connect("doctree-resolved", lead_back)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,6 +10,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _SECTION = re.compile(r"^\s*(-{3,}|(Args|Parameters|Returns|Raises|Yields):)$", re.MULTILINE)
+_MARKUP = re.compile(r"(?P<code>`+[^`]+`+)(?P<after>[\w(]?)|[*|]|(?<=\w)_(?!\w)")
 
 
 def prepare(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -22,11 +23,14 @@ def prepare(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         if prose and block.startswith("\n "):
             lines += ["", "::", *block.split("\n")]
         else:
-            lines += "".join(map(_plain, re.split(r"(`+[^`]+`+)", block))).split("\n")
+            lines += _MARKUP.sub(_plain, block).split("\n")
 
 
-def _plain(text: str) -> str:
-    return text if text.startswith("`") else re.sub(r"[*|]|(?<=\w)_(?!\w)", r"\\\g<0>", text)
+def _plain(match: re.Match[str]) -> str:
+    code, after = match["code"], match["after"]
+    if code:
+        return code + (f"\\ {after}" if after else "")  # the escaped blank ends the markup and is not shown
+    return f"\\{match[0]}"
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
