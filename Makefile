@@ -18,7 +18,7 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 .DELETE_ON_ERROR:
 
 book: $(READY)
-	$(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --quiet
+	$(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-incomplete --nolock --quiet
 
 test check: export OMP_NUM_THREADS = 1  # two workers share two cores
 

@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,15 +96,21 @@ def clone(
     return folder
 
 
-def build(clone: Path) -> tuple[int, str]:
-    """What `make book` calls."""
-    done = subprocess.run(
-        [TOOLS / "snakemake", "--cores", "1", "--rerun-triggers", "mtime", "--quiet"],
-        cwd=clone,
-        capture_output=True,
-        text=True,
+def start_build(clone: Path) -> subprocess.Popen[str]:
+    """Start what `make book` calls."""
+    (line,) = re.findall(r"\$\(BIN\)/snakemake (.*)", (ROOT / "Makefile").read_text())
+    command = [TOOLS / "snakemake", *line.replace("$(CORES)", "1").split()]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=clone, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    return done.returncode, done.stdout + done.stderr
+
+
+def build(clone: Path) -> tuple[int, str]:
+    """What `make book` does."""
+    process = start_build(clone)
+    said, _ = process.communicate()
+    return process.returncode, said
 
 
 def jupyter_book(clone: Path) -> tuple[int, str]:
@@ -160,3 +168,32 @@ def test_a_warning_fails_the_build_and_does_so_again(clone: Path, page: str) -> 
         assert code != 0
         assert "undefined label: 'nowhere'" in said
         assert "the book has 1 warning(s), and none is allowed" in said
+
+
+def start_slow_build(clone: Path, page: str) -> subprocess.Popen[str]:
+    """Start a build and return once its page runs, which takes five seconds."""
+    begun = clone / "begun"
+    slow = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(5)\nprint(1 + 1)"
+    (clone / "book" / "index.md").write_text(page.replace("print(1 + 1)", slow), encoding="utf-8")
+    process = start_build(clone)
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    return process
+
+
+def test_a_build_that_was_killed_does_not_block_the_next(clone: Path, page: str) -> None:
+    with start_slow_build(clone, page) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+    code, said = build(clone)
+    assert code == 0, said
+    assert "executed index" in said
+
+
+def test_a_build_waits_for_one_that_runs(clone: Path, page: str) -> None:
+    with start_slow_build(clone, page) as first:
+        code, said = build(clone)
+    assert code == 0, said
+    assert "another `make book` is running here: waiting until it ends" in said
+    assert "executed index" not in said
+    assert first.returncode == 0

@@ -161,7 +161,7 @@ def test_points_lie_on_curves_told_apart_by_two_properties() -> None:
     ends = [(row["low"], row["high"]) for row in spec["datasets"][bars["data"]["name"]]]
     assert ends == [(1.5, 2.5), (0.2, 7.0)]  # a bar never reaches zero, which a log axis has not
     many = [{**lines[0], "by": f"{i}"} for i in range(9)]
-    with pytest.raises(ValueError, match="by can tell 8 kinds apart, not 9"):
+    with pytest.raises(ValueError, match="by can tell 8 series apart, not 9"):
         charts.curves_with_points(many, points, "snr", colour="input", dash="by", error="se")
 
 

@@ -83,6 +83,11 @@ def test_the_ledger_is_read(tmp_path: Path) -> None:
             "statement must be a text that is not empty",
         ),
         ("text", "must have exactly the keys"),
+        (
+            "{statement: a, source: b, page: c, verdict: reproduced, verdict: extended}",
+            "the ledger of claims has 'verdict' twice, below line 1",
+        ),
+        ("text\nother: text\npeak: text", "the ledger of claims has 'peak' twice"),
     ],
 )
 def test_a_faulty_ledger_is_refused(tmp_path: Path, entry: str, message: str) -> None:

@@ -1,6 +1,7 @@
 """The arrows between the packages point one way, and nobody reaches into another module."""
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -101,3 +102,17 @@ def test_public_names_are_listed(module: str) -> None:
         found = ast.literal_eval(listed)
         handed_on = {called for _, _, called in imports(module)}
         assert public <= set(found) <= public | handed_on, f"{module} lists {found}"
+
+
+def test_the_picture_shows_the_arrows_between_the_packages() -> None:
+    picture = (SRC.parent / "book" / "_static" / "structure.svg").read_text(encoding="utf-8")
+    drawn = set(re.findall(r'id="arrow-(\w+)-(\w+)"', picture))
+    used = {
+        (module.partition(".")[0], target.partition(".")[0])
+        for module in MODULES
+        for target in imported(module)
+    }
+    used |= {("book", package) for package in PACKAGES}
+    assert drawn == {(package, target) for package, target in used if package != target}
+    folders = [folder for folder in re.findall(r">(\w+): ", picture) if folder in FLOORS]
+    assert folders == [*reversed(FLOORS)]

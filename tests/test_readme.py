@@ -1,6 +1,8 @@
 """The README against what it speaks of."""
 
 import base64
+import inspect
+import pydoc
 import re
 
 import nbformat
@@ -32,6 +34,14 @@ def test_pages_and_links_exist() -> None:
         assert (ROOT / page).exists(), page
     for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_names_and_files_of_the_sources_exist() -> None:
+    names = re.findall(r"`((?:molrg|experiments|compendium)(?:\.\w+)+)`", README)
+    assert len(names) > 10
+    assert [name for name in names if pydoc.locate(name) is None] == []
+    for path, name in re.findall(r"`(molrg/\S+\.py)`: `(\S+)`", README):
+        assert inspect.getsourcefile(pydoc.locate(name)) == str(ROOT / "src" / path)  # type: ignore[arg-type]
 
 
 def test_versions_of_the_cpu_note_are_the_pinned_ones() -> None:

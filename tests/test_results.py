@@ -1,5 +1,6 @@
 """Results are computed once, stored whole or not at all, and never pass for something that they are not."""
 
+import ast
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from compendium import code_digest as digest
-from compendium import results
+from compendium import machine, results, values
 from compendium.results import DamagedResult
 
 EXPERIMENT = '''
@@ -99,11 +100,14 @@ __version__ = "0"
 """What the store asks of PyTorch, which takes seconds to import."""
 
 
+PARTS = ("results.py", "code_digest.py", "machine.py", "paths.py", "values.py")
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the packages' frame with the experiment `experiments.trial`, used by subprocesses."""
     source, folder = Path(results.__file__).parents[1], tmp_path / "src"
-    frame = [source / "compendium" / name for name in ("results.py", "code_digest.py", "paths.py")]
+    frame = [source / "compendium" / name for name in PARTS]
     frame += [source / "molrg" / "support" / name for name in ("data_read.py", "atomic_files.py", "clone.py")]
     for path in frame:
         (copy := folder / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
@@ -255,13 +259,59 @@ class TestStore:
         first = stored(package)
         call(CALL.replace("'number': 3", "'number': 4"))
         (second,) = [path for path in first.parent.glob("*.json") if path != first]
-        second.replace(first)
+        kept = first.read_bytes()
+        second.rename(first)
+        second.write_bytes(kept)
         process = start()
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 1
         assert "DamagedResult" in said
         assert "'number': 4" in said
         assert runs(package) == ["1", "3", "1", "4"]
+        status, said = command("status")
+        assert status == 1
+        assert said.count("FAILED: DamagedResult: stored result") == 2
+        assert f"which belongs into trial/{second.name}. Restore it with `git checkout -- {first}`" in said
+
+    def test_a_result_that_is_too_large_is_refused_and_its_checkpoints_kept(self, package: Path) -> None:
+        edit(package, "np.arange(3", "np.random.default_rng(0).random(600_000) + np.arange(1")
+        edit(package, "    time.sleep", "    (workdir / 'checkpoint').touch()\n    time.sleep")
+        process = start()
+        said = process.communicate(timeout=60)[1]
+        assert "bytes, more than 5,000,000: return less; the checkpoints of the run are still in" in said
+        assert len(list((package / "results" / ".work" / "trial").glob("*/run/checkpoint"))) == 1
+        assert not list((package / "results").glob("trial/*"))
+
+    def test_the_results_of_a_page_of_the_book_and_of_other_runs_are_kept_apart(
+        self, package: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MOLRG_RESULTS")
+        (package / "book").mkdir()
+        call()
+        (rerun,) = (package / "results" / ".reruns" / "trial").glob("*.json")
+        assert not list((package / "results").glob("trial/*"))
+        call()
+        assert runs(package) == ["1", "3"]
+        call(f"with results.listed() as used: {CALL}")  # taken over
+        assert stored(package).read_bytes() == rerun.read_bytes()
+        assert runs(package) == ["1", "3"]
+        edit(package, "SCALE = 2", "SCALE = 3")
+        stored(package).unlink()
+        call(f"with results.listed() as used: {CALL}")  # not taken over, since it is stale
+        assert runs(package) == ["1", "3", "1", "3"]
+        rerun.unlink()
+        assert call(f"print({CALL}.value['double'])") == "9\n"  # of the book
+        assert runs(package) == ["1", "3", "1", "3"]
+
+    def test_outside_a_clone_results_are_kept_in_the_users_cache(
+        self, package: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MOLRG_RESULTS")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(package / "cache"))
+        before = {path.name for path in package.iterdir()}
+        call()
+        assert len(list((package / "cache" / "molrg" / "results" / "trial").glob("*.json"))) == 1
+        assert {path.name for path in package.iterdir()} - before == {"cache", "runs"}
 
     def test_an_edit_during_a_run_loses_nothing_and_shows(self, package: Path) -> None:
         process = start(f"r = {CALL}; print(r.value['double'], r.stale)", PAUSE="1.5")
@@ -616,10 +666,11 @@ def test_only_functions_of_the_package_can_be_stored() -> None:
         np.arange(6, dtype=np.uint8).reshape(2, 3),
         np.array(True),
         np.zeros((0, 3), dtype=np.float32),
+        np.linspace(0, 1, 500).round(2).reshape(50, 10).T,
     ],
 )
 def test_arrays_survive_exactly(value: np.ndarray) -> None:
-    again = results._decode(json.loads(json.dumps(results._encode(value), allow_nan=False)))
+    again = values.decode(json.loads(json.dumps(values.encode(value), allow_nan=False)))
     assert again.dtype == value.dtype
     assert again.shape == value.shape
     assert again.tobytes() == value.tobytes()
@@ -627,17 +678,23 @@ def test_arrays_survive_exactly(value: np.ndarray) -> None:
 
 def test_numbers_that_are_not_finite_survive() -> None:
     value = {"a": [float("inf"), -float("inf"), 1.5], "b": {"c": None, "d": "text"}, "e": np.float32(0.25)}
-    assert results._decode(json.loads(json.dumps(results._encode(value), allow_nan=False))) == value
+    assert values.decode(json.loads(json.dumps(values.encode(value), allow_nan=False))) == value
+
+
+def test_arrays_are_packed_where_that_is_shorter() -> None:
+    packed = json.dumps(values.encode(np.zeros(10_000)))
+    assert len(packed) < 200
+    assert "__array__" in values.encode(np.array([np.pi]))
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {"a": object()}, {"a": np.array(["x"])}, {"a": {3}}])
 def test_what_cannot_be_stored_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="a result"):
-        results._encode(value)
+        values.encode(value)
 
 
 def test_differences_are_relative_to_the_largest_magnitude_of_an_array() -> None:
-    difference = results._difference
+    difference = values.difference
     assert difference({"a": [1000.0]}, {"a": [1001.0]}) == pytest.approx(1e-3)
     assert difference({"a": 1e-6}, {"a": 2e-6}) == pytest.approx(1)
     assert difference(np.array([1e-6, 1e-9]), np.array([1e-6, 3e-9])) == pytest.approx(2e-3)
@@ -1001,24 +1058,26 @@ def test_a_cuda_device_is_named_only_where_it_was_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: f"device {index}")
-    assert results._device(results._cuda_allocations()).startswith("CPU (")
+    assert machine.device(machine.cuda_allocations()).startswith("CPU (")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda i: {"allocation.all.allocated": i * count})
-    before = results._cuda_allocations()
-    assert results._device(before).startswith("CPU (")
+    before = machine.cuda_allocations()
+    assert machine.device(before).startswith("CPU (")
     count = 6
-    assert results._device(before) == results._device([]) == "device 1"
+    assert machine.device(before) == machine.device([]) == "device 1"
 
 
-def test_the_used_results_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOLRG_RESULTS", str(tmp_path))
-    with results.listed() as used:
-        results._note_use(tmp_path / "trial" / "a.json")
-        results._note_use(tmp_path / "trial" / "a.json")
-        assert used == set()
-    assert used == {"trial/a.json"}
-    results._note_use(tmp_path / "trial" / "b.json")
+def test_the_used_results_are_listed(package: Path) -> None:
+    code = f"""
+        with results.listed() as used:
+            {CALL}, {CALL}
+            assert used == set()
+        {CALL.replace("3", "4")}
+        print(used)
+    """
+    (name,) = ast.literal_eval(call(code))
+    assert results.load(package / "results" / name).provenance["parameters"]["number"] == 3
 
 
 def test_every_committed_result_is_whole_and_made_by_the_present_code() -> None:
@@ -1028,3 +1087,10 @@ def test_every_committed_result_is_whole_and_made_by_the_present_code() -> None:
         results._check_witness(function, content["parameters"], content["witness"]["parameters"])
     unfit = [path for path in results.stored() if results.load(path).stale]
     assert not unfit, f"stale: {unfit}; run `make revalidate`, or python -m compendium.results recompute"
+
+
+def test_no_committed_result_names_a_path_of_a_machine() -> None:
+    for path in results.stored():
+        provenance = results.load(path).provenance
+        names = [*provenance.get("data", {}), *map(str, provenance["parameters"].values())]
+        assert not [name for name in names if "/" in name and Path(name).is_absolute()], path

@@ -91,8 +91,9 @@ class Figure:
         import vl_convert
         from PIL import Image
 
-        fixed = _with_width(self.spec, _PNG_WIDTH)
-        fixed["config"] = fixed["config"] | {"background": "white"}
+        fixed = self.spec | {"config": self.spec["config"] | {"background": "white"}}
+        if fixed.get("width") == "container":
+            fixed["width"] = _PNG_WIDTH
         drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(fixed, scale=scale, vl_version=VEGA_LITE)))
         small = io.BytesIO()
         drawn.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
@@ -160,26 +161,14 @@ def curves(
     import altair
 
     rows = [dict(row) for row in rows]
-    colour: dict[str, Any] = {}
-    dash: dict[str, Any] = {}
-    shape: dict[str, Any] = {}
+    colour, dash, shape = {}, {}, {}
     if series:
-        names = list(dict.fromkeys(row[series] for row in rows))
-        if len(names) > len(PALETTE):
-            raise ValueError(f"curves can tell {len(PALETTE)} series apart, not {len(names)}")
-
-        def channel(kind: Any, marks: Sequence[Any]) -> Any:
-            scale = altair.Scale(domain=names, range=list(marks)[: len(names)])
-            return kind(series, type="nominal", title=None, scale=scale)
-
-        colour = {"color": channel(altair.Color, PALETTE)}
-        dash = {"strokeDash": channel(altair.StrokeDash, DASHES)}
-        shape = {"shape": channel(altair.Shape, SHAPES)}
-
-    level = altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False))
+        colour = {"color": _told_apart(altair.Color, series, rows, PALETTE)}
+        dash = {"strokeDash": _told_apart(altair.StrokeDash, series, rows, DASHES)}
+        shape = {"shape": _told_apart(altair.Shape, series, rows, SHAPES)}
     scale = altair.Scale(type=y_scale) if y_scale == "log" else altair.Scale(type=y_scale, zero=False)
     value = altair.Y(y, type="quantitative", title=y_title or y, scale=scale)
-    base = altair.Chart(altair.Data(values=rows)).encode(x=level, **colour)
+    base = altair.Chart(altair.Data(values=rows)).encode(x=_levels(x, x_title), **colour)
     layers = [base.mark_line().encode(y=value, **dash)]
     if points:
         layers.append(base.mark_point().encode(y=value, **shape))
@@ -188,6 +177,23 @@ def curves(
         band = base.transform_calculate(low=low, high=high).mark_area(opacity=0.2)
         layers.insert(0, band.encode(y=altair.Y("low:Q", title=y_title or y, scale=scale), y2="high:Q"))
     return altair.layer(*layers)
+
+
+def _levels(x: str, title: str) -> Any:
+    import altair
+
+    return altair.X(x, type="quantitative", title=title, scale=altair.Scale(type="log", nice=False))
+
+
+def _told_apart(channel: Any, name: str, rows: Sequence[Mapping[str, Any]], marks: Sequence[Any]) -> Any:
+    """An encoding of the values of column `name`, in the order of the rows, by as many marks."""
+    import altair
+
+    values = list(dict.fromkeys(row[name] for row in rows))
+    if len(values) > len(marks):
+        raise ValueError(f"{name} can tell {len(marks)} series apart, not {len(values)}")
+    scale = altair.Scale(domain=values, range=list(marks)[: len(values)])
+    return channel(name, type="nominal", title=None, scale=scale)
 
 
 def over_levels(
@@ -229,19 +235,12 @@ def curves_with_points(
     """
     import altair
 
-    def channel(kind: Any, name: str, rows: Sequence[Mapping[str, Any]], marks: Sequence[Any]) -> Any:
-        names = list(dict.fromkeys(row[name] for row in rows))
-        if len(names) > len(marks):
-            raise ValueError(f"{name} can tell {len(marks)} kinds apart, not {len(names)}")
-        scale = altair.Scale(domain=names, range=list(marks)[: len(names)])
-        return kind(name, type="nominal", title=None, scale=scale)
-
     shared = {
-        "x": altair.X(x, type="quantitative", title=x_title, scale=altair.Scale(type="log", nice=False)),
-        "color": channel(altair.Color, colour, [*lines, *points], PALETTE),
+        "x": _levels(x, x_title),
+        "color": _told_apart(altair.Color, colour, [*lines, *points], PALETTE),
     }
     value = altair.Y(y, type="quantitative", title=y_title or y, scale=altair.Scale(type="log"))
-    dashes = channel(altair.StrokeDash, dash, lines, DASHES)
+    dashes = _told_apart(altair.StrokeDash, dash, lines, DASHES)
     bars = [
         {**row, "low": max(row[y] - row[error], 0.1 * row[y]), "high": row[y] + row[error]} for row in points
     ]
@@ -356,7 +355,3 @@ def _name_data(spec: dict[str, Any]) -> dict[str, Any]:
 
     spec = visit(spec)
     return spec | {"datasets": datasets} if datasets else spec
-
-
-def _with_width(spec: dict[str, Any], width: int) -> dict[str, Any]:
-    return {k: width if k == "width" and v == "container" else v for k, v in spec.items()}

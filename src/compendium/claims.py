@@ -6,6 +6,7 @@ finding: at the page's default parameters it must equal the recorded one, so tha
 pass unseen, and at other parameters it is shown.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +53,8 @@ class _Parameters(Protocol):
 def load(path: Path | None = None) -> dict[str, Claim]:
     """The ledger: claims by id, in the order of `book/claims.yml`.
 
-    Raises `ValueError`, naming the claim, for a missing, unknown or empty key and for an unknown verdict.
+    Raises `ValueError`, naming the claim, for a missing, unknown or empty key and for an unknown verdict, and
+    naming the line for an id or a key that occurs twice.
     """
     path = path or LEDGER
     entries = _entries(path.read_text(encoding="utf-8"))
@@ -63,7 +65,18 @@ def load(path: Path | None = None) -> dict[str, Claim]:
 def _entries(text: str) -> Mapping[str, Any]:
     import yaml
 
-    return yaml.safe_load(text) or {}
+    loader = yaml.SafeLoader(text)
+    ledger = loader.get_single_node()
+    if ledger is None:
+        return {}
+    for mapping in (ledger, *(entry for _, entry in ledger.value)):
+        if isinstance(mapping, yaml.MappingNode):  # of two equal keys the last would win, unseen
+            keys = Counter(key.value for key, _ in mapping.value)
+            if twice := [key for key, count in keys.items() if count > 1]:
+                raise ValueError(
+                    f"the ledger of claims has {twice[0]!r} twice, below line {mapping.start_mark.line + 1}"
+                )
+    return loader.construct_document(ledger)
 
 
 def _claim(claim_id: str, entry: Mapping[str, Any], path: Path) -> Claim:

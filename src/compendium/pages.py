@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from compendium import claims, code_digest
-from compendium.paths import page_text
-from compendium.results import listed, results_folder
+from compendium.paths import page_text, results_folder
+from compendium.results import listed
 from molrg.support.atomic_files import write_atomically
 from molrg.support.clone import ROOT
 

@@ -3,11 +3,14 @@
     record = results.load_or_compute(parametric_network.run, {"num_classes": 3}, witness={"num_classes": 2})
     record.value, record.provenance, record.stale
 
-A result is a small JSON file, `results/<module>/<key>.json`, whose key is a digest of the function's name and
-its parameters. It holds the value, where it comes from, a witness (the outcome of a small run of the same
+A result is a small JSON file, `<module>/<key>.json`, whose key is a digest of the function's name and its
+parameters. It holds the value, where it comes from, a witness (the outcome of a small run of the same
 code), and a checksum over all of it. A result made by other code than the present is stale: it is loaded, and
 shows itself as such. So does one whose code was edited while it was computed, and one whose data set is no
 longer what it was; where the data are absent, as they may be for who only reads, the result stands.
+
+What a page computes when it is executed for the book is kept in `results/`, which is committed; what any
+other run computes, in a folder that git ignores. A page of the book takes over what another run left there.
 
     python -m compendium.results status        # which results are stale or damaged; fails if one is
     python -m compendium.results revalidate    # carry forward stale ones whose witness the code repeats
@@ -15,19 +18,14 @@ longer what it was; where the data are absent, as they may be for who only reads
 """
 
 import argparse
-import base64
 import contextlib
-import datetime
 import fcntl
 import hashlib
 import html
 import importlib
-import importlib.metadata
 import inspect
 import json
-import math
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -37,12 +35,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from compendium import code_digest
+from compendium import code_digest, machine, values
+from compendium.paths import reruns_folder, results_folder
 from molrg.support import data_read
 from molrg.support.atomic_files import write_atomically
-from molrg.support.clone import ROOT
 
 __all__ = [
     "FORMAT",
@@ -57,7 +53,6 @@ __all__ = [
     "load_or_compute",
     "main",
     "recompute",
-    "results_folder",
     "revalidate",
     "stored",
 ]
@@ -65,10 +60,12 @@ __all__ = [
 FORMAT = 1
 FREE = ("dataset", "smoke")
 """Parameters that name the data and the size, in which a witness may differ from its run."""
-LARGEST = 1_000_000
+LARGEST = 5_000_000
 """Largest stored result in bytes: results are committed, so they are to stay small."""
 
 Function = Callable[..., dict[str, Any]]
+
+_NOTES = "MOLRG_USED_RESULTS"  # the file in which a run for the book notes which results it uses
 
 
 class DamagedResult(ValueError):
@@ -134,11 +131,6 @@ class Provenance:
         return f'<p class="provenance">{banner}<small>{html.escape(self.text)}</small></p>'
 
 
-def results_folder() -> Path:
-    """Where results are stored: `MOLRG_RESULTS`, or `results` in the repository."""
-    return Path(os.environ.get("MOLRG_RESULTS") or ROOT / "results").resolve()
-
-
 def load_or_compute(
     function: Function, parameters: Mapping[str, Any], *, witness: Mapping[str, Any], tolerance: float = 1e-3
 ) -> Record:
@@ -153,46 +145,42 @@ def load_or_compute(
     whatever has entries has some in both; only those of the parameters in `FREE` may differ.
 
     Raises `TypeError` for parameters that the function does not take, `ValueError` for a witness that makes
-    other choices, `DamagedResult` for a stored file whose
-    content changed or belongs to another call, `RuntimeError` where the result is to be computed and its code
-    was edited after it was imported, and `OSError` where the result cannot be written; nothing is then
-    overwritten.
+    other choices, `DamagedResult` for a stored file whose content changed or belongs to another call,
+    `RuntimeError` where the result is to be computed and its code was edited after it was imported, and
+    `OSError` where the result cannot be written; nothing is then overwritten.
     """
     parameters, witness = _complete(function, parameters), _complete(function, witness)
     _check_witness(function, parameters, witness)
     code_digest.of_function(function)  # raises, before any work, where the function's code cannot be followed
-    path = _path(function, parameters)
+    name, notes = _file(_name(function), parameters), os.environ.get(_NOTES)
+    path, rerun = results_folder() / name, reruns_folder() / name
+    if not notes and not path.exists():
+        path = rerun
     if not path.exists():
         with _locked(path):
+            if not path.exists() and rerun.exists() and not load(rerun).stale:
+                write_atomically(path, rerun.read_bytes())
             if not path.exists():
                 _compute(function, parameters, witness, tolerance, path)
-    content = _read(path)
-    if (content["function"], content["parameters"]) != (_name(function), parameters):
-        raise DamagedResult(
-            f"stored result {path} holds {content['function']} at {content['parameters']}, not "
-            f"{_name(function)} at {parameters}. Restore it with `git checkout -- {path}`, or delete it to "
-            "compute it again"
-        )
-    _note_use(path)
-    return _record(path, content)
+    if notes:
+        with Path(notes).open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+    return load(path)
 
 
 def load(path: Path) -> Record:
     """Read one stored result.
 
-    Raises `FileNotFoundError`, and `DamagedResult` for a file with as little as one changed byte.
+    Raises `FileNotFoundError`, and `DamagedResult` for a file with as little as one changed byte, or with
+    the content of another result.
     """
-    return _record(path, _read(path))
-
-
-def _record(path: Path, content: dict[str, Any]) -> Record:
-    provenance = {
-        **content["provenance"],
+    content = _read(path)
+    provenance = content["provenance"] | {
         "parameters": content["parameters"],
         "checksum": content["sha256"],
     }
     changes = ["other code than the present"] * _is_stale(content) + _changed_data(content)
-    return Record(_decode(content["value"]), provenance, tuple(changes), path)
+    return Record(values.decode(content["value"]), provenance, tuple(changes), path)
 
 
 def _changed_data(content: dict[str, Any]) -> list[str]:
@@ -248,13 +236,13 @@ def revalidate(path: Path) -> float:
         _check_witness(function, content["parameters"], witness["parameters"])
         with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
             again = function(**_complete(function, witness["parameters"]), workdir=Path(folder))
-        error = _difference(_decode(witness["value"]), _decode(_encode(dict(again))))
+        error = values.difference(values.decode(witness["value"]), values.decode(values.encode(dict(again))))
         if not error <= witness["tolerance"]:
             raise ValueError(
                 f"{path}: the present code does not repeat its witness (error {error:.2g}, tolerance "
                 f"{witness['tolerance']:g}); compute it again: python -m compendium.results recompute {path}"
             )
-        step = {"code": code, "date": _today(), "tolerance": witness["tolerance"]}
+        step = {"code": code, "date": machine.today(), "tolerance": witness["tolerance"]}
         content["provenance"]["carried"].append(step)
         content["parameters"] = _complete(function, content["parameters"])
         _write(moved, content)
@@ -288,7 +276,7 @@ def _held(path: Path) -> Iterator[tuple[dict[str, Any], Function, Path]]:
         locks.enter_context(_locked(path))
         content = _read(path)
         function = _function(content["function"])
-        moved = _path(function, _complete(function, content["parameters"]))
+        moved = path.parents[1] / _file(_name(function), _complete(function, content["parameters"]))
         if moved != path:
             locks.enter_context(_locked(moved))
             if moved.exists():
@@ -319,15 +307,6 @@ def listed() -> Iterator[set[str]]:
                 used.update(notes.read_text(encoding="utf-8").splitlines())
 
 
-_NOTES = "MOLRG_USED_RESULTS"
-
-
-def _note_use(path: Path) -> None:
-    if notes := os.environ.get(_NOTES):
-        with Path(notes).open("a", encoding="utf-8") as file:
-            file.write(path.relative_to(results_folder()).as_posix() + "\n")
-
-
 def _compute(
     function: Function,
     parameters: dict[str, Any],
@@ -340,14 +319,14 @@ def _compute(
     The digest is that of the code in this process: if the files are edited meanwhile, the result is stale.
     """
     code = _unedited(function)
-    workdir = results_folder() / ".work" / path.parent.name / f"{path.stem}-{code[:8]}"
+    workdir = _work(path, f"-{code[:8]}")
     for part in ("witness", "run"):
         (workdir / part).mkdir(parents=True, exist_ok=True)
     own = witness == parameters  # a smoke run is its own witness
-    small = {} if own else _encode(dict(function(**witness, workdir=workdir / "witness")))
-    before, start = _cuda_allocations(), time.monotonic()
+    small = {} if own else values.encode(dict(function(**witness, workdir=workdir / "witness")))
+    before, start = machine.cuda_allocations(), time.monotonic()
     with data_read.listed() as read:
-        value = _encode(dict(function(**parameters, workdir=workdir / "run")))
+        value = values.encode(dict(function(**parameters, workdir=workdir / "run")))
     seconds = time.monotonic() - start
     content = {
         "format": FORMAT,
@@ -358,9 +337,9 @@ def _compute(
         "provenance": {
             "code": code,
             "data": read,
-            "device": _device(before),
-            "versions": _versions(),
-            "date": _today(),
+            "device": machine.device(before),
+            "versions": machine.versions(),
+            "date": machine.today(),
             "seconds": round(seconds, 1),
             "carried": [],
         },
@@ -380,7 +359,7 @@ def _complete(function: Function, parameters: Mapping[str, Any]) -> dict[str, An
         known = ", ".join(name for name in signature.parameters if name != "workdir")
         raise TypeError(f"{function.__qualname__}: {error}; its parameters are {known}") from None
     bound.apply_defaults()
-    return {name: _plain(value, name) for name, value in bound.arguments.items() if name != "workdir"}
+    return {name: values.plain(value, name) for name, value in bound.arguments.items() if name != "workdir"}
 
 
 def _check_witness(function: Function, parameters: Mapping[str, Any], witness: Mapping[str, Any]) -> None:
@@ -402,26 +381,19 @@ def _choices(value: Any) -> set[str]:
     return {repr(value) if value is None or isinstance(value, (bool, str)) else "a number"}
 
 
-def _plain(value: Any, name: str) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, name) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item, name) for key, item in value.items()}
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value  # 1.0 and 1 are one value
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    raise TypeError(f"parameter {name} = {value!r} must be a finite number, text, list, dictionary or None")
-
-
 def _name(function: Function) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def _path(function: Function, parameters: Mapping[str, Any]) -> Path:
-    call = {"function": _name(function), "parameters": parameters}
-    key = hashlib.sha256(_canonical(call)).hexdigest()[:16]
-    return results_folder() / function.__module__.partition(".")[2] / f"{key}.json"
+def _file(function: str, parameters: Mapping[str, Any]) -> str:
+    """Where a result is in its folder, by the function's name and the complete parameters."""
+    key = hashlib.sha256(_canonical({"function": function, "parameters": parameters})).hexdigest()[:16]
+    return f"{function.rpartition('.')[0].partition('.')[2]}/{key}.json"
+
+
+def _work(path: Path, suffix: str) -> Path:
+    """A file or folder of a result that is being computed, beside the stored ones."""
+    return path.parents[1] / ".work" / path.parent.name / (path.stem + suffix)
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:
@@ -436,7 +408,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     written = _canonical(content)
     if len(written) > LARGEST:
         raise ValueError(
-            f"the result for {path} takes {len(written):,} bytes, more than {LARGEST:,}: return less"
+            f"the result for {path} takes {len(written):,} bytes, more than {LARGEST:,}: return less; the "
+            f"checkpoints of the run are still in {_work(path, '-*')}"
         )
     for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a run that was killed here
         leftover.unlink()
@@ -459,69 +432,12 @@ def _read(path: Path) -> dict[str, Any]:
         )
     if content["format"] != FORMAT:
         raise ValueError(f"stored result {path} has format {content['format']}; this code reads {FORMAT}")
-    return content
-
-
-def _encode(value: Any) -> Any:
-    """A value as plain JSON: arrays as their bytes, and numbers that are not finite as text."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            raise TypeError(f"a result may hold arrays of numbers, not of {value.dtype}")
-        data = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
-        text = base64.b64encode(data.tobytes()).decode("ascii")
-        return {"__array__": text, "dtype": str(value.dtype.newbyteorder("=")), "shape": list(value.shape)}
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError(f"a result's dictionaries must have texts as keys; found {list(value)!r}")
-        return {key: _encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"__float__": repr(value)}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(
-        f"a result may hold numbers, texts, lists, dictionaries and NumPy arrays, not {type(value)}"
-    )
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) == {"__array__", "dtype", "shape"}:
-        data = np.frombuffer(
-            base64.b64decode(value["__array__"]), dtype=np.dtype(value["dtype"]).newbyteorder("<")
+    if (right := _file(content["function"], content["parameters"])) != f"{path.parent.name}/{path.name}":
+        raise DamagedResult(
+            f"stored result {path} holds {content['function']} at {content['parameters']}, which belongs "
+            f"into {right}. Restore it with `git checkout -- {path}`, or delete it to compute it again"
         )
-        return data.astype(value["dtype"]).reshape(value["shape"])
-    if set(value) == {"__float__"}:
-        return float(value["__float__"])
-    return {key: _decode(item) for key, item in value.items()}
-
-
-def _difference(old: Any, new: Any) -> float:
-    """Largest |new - old| / max |old|, each maximum over one array; infinite where anything else differs.
-
-    A number is an array of one, and so is a list of numbers; for an array of zeros the error is absolute.
-    """
-    if isinstance(old, dict) and isinstance(new, dict) and set(old) == set(new):
-        return max((_difference(old[key], new[key]) for key in old), default=0.0)
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        if not all(isinstance(item, (int, float)) for item in [*old, *new]):
-            return max((_difference(a, b) for a, b in zip(old, new, strict=True)), default=0.0)
-        old, new = np.array(old), np.array(new)
-    numbers = (int, float, np.ndarray)
-    if isinstance(old, numbers) and isinstance(new, numbers) and np.shape(old) == np.shape(new):
-        a, b = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
-        scale = np.max(np.abs(a), where=np.isfinite(a), initial=0.0) or 1.0
-        with np.errstate(invalid="ignore", over="ignore"):
-            error = np.where(same, 0.0, np.abs(a - b) / scale)
-        return float(np.max(np.where(np.isnan(error), np.inf, error), initial=0.0))
-    return 0.0 if type(old) is type(new) and bool(np.all(old == new)) else math.inf
+    return content
 
 
 def _function(name: str) -> Function:
@@ -540,51 +456,11 @@ def _unedited(function: Function) -> str:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of one result; the system releases it when the process ends, however it ends."""
-    lock = results_folder() / ".work" / path.parent.name / f"{path.stem}.lock"
+    lock = _work(path, ".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _cuda_allocations() -> list[int]:
-    """How often memory was allocated on each CUDA device since this process began."""
-    import torch
-
-    if not torch.cuda.is_initialized():
-        return []
-    devices = range(torch.cuda.device_count())
-    return [torch.cuda.memory_stats(each).get("allocation.all.allocated", 0) for each in devices]
-
-
-def _device(before: Sequence[int]) -> str:
-    """The device that was used since `before`; a CUDA device may be there without a run that asks for it."""
-    for index, count in enumerate(_cuda_allocations()):
-        if count > (before[index] if before else 0):
-            import torch
-
-            return torch.cuda.get_device_name(index)
-    model = platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    return f"CPU ({model}, {os.cpu_count()} cores)"
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    for name in ("scipy", "scikit-learn", "diffusers", "python-flint"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _duration(seconds: float) -> str:
@@ -601,30 +477,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["status", "revalidate", "recompute"])
     parser.add_argument("path", nargs="*", type=Path, help="files of results; by default all that are stored")
     given = parser.parse_args(arguments)
-    failed = 0
+    failed = False
     for path in [p.resolve() for p in given.path] or stored():
         try:
-            changes = load(path).changes
-            if not changes:
-                outcome = "fresh"
-            elif given.command == "revalidate":
-                outcome = f"carried forward, error {revalidate(path):.1e}"
-            elif given.command == "recompute":
-                recompute(path)
-                outcome = "computed again"
-            else:
-                outcome = (
-                    f"STALE: made by {' and '.join(changes)}: run `make revalidate`, or "
-                    "python -m compendium.results recompute"
-                )
-                failed = 1
+            outcome = _treat(given.command, path)
         except Exception as error:  # whatever an experiment raises: the other results are still treated
-            outcome, failed = f"FAILED: {type(error).__name__}: {error}", 1
-        print(
-            f"{path.parent.name}/{path.name}: {outcome}",
-            file=sys.stderr if "FAILED" in outcome else sys.stdout,
-        )
-    return failed
+            outcome = f"FAILED: {type(error).__name__}: {error}"
+        failed |= outcome.startswith(("STALE", "FAILED"))
+        file = sys.stderr if outcome.startswith("FAILED") else sys.stdout
+        print(f"{path.parent.name}/{path.name}: {outcome}", file=file)
+    return int(failed)
+
+
+def _treat(command: str, path: Path) -> str:
+    changes = load(path).changes
+    if not changes:
+        return "fresh"
+    if command == "revalidate":
+        return f"carried forward, error {revalidate(path):.1e}"
+    if command == "recompute":
+        recompute(path)
+        return "computed again"
+    return (
+        f"STALE: made by {' and '.join(changes)}: run `make revalidate`, or "
+        "python -m compendium.results recompute"
+    )
 
 
 if __name__ == "__main__":

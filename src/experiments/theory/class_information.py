@@ -54,6 +54,8 @@ def bayes_accuracy(
     function F. It is also the accuracy of the nearest subspace on E[x_0 | x]. Error below 1e-12.
 
     Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1 and sigma is in [1e-12, 1e12].
+
+    Statement: `thm-information`.
     """
     integer("num_classes", num_classes, 2)
     integer("rank", rank, 1)
@@ -71,6 +73,8 @@ def mutual_information(
     It follows from log S = int (e^{-e^v} - e^{-e^v S}) dv, and is also I(y; E[x_0 | x]).
 
     Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1 and sigma is in [1e-12, 1e12].
+
+    Statement: `thm-information`.
     """
     integer("num_classes", num_classes, 2)
     integer("rank", rank, 1)
@@ -106,6 +110,8 @@ def linear_accuracy(
     mixtures. The probability is averaged over `num_samples` points; all levels share them.
 
     Raises ValueError for arguments outside their ranges.
+
+    Statement: `thm-linear`.
     """
 
     def own_is_largest(ratios: np.ndarray, uniform: np.ndarray) -> np.ndarray:
@@ -140,6 +146,8 @@ def moment_accuracy(
     `outside` counts directions outside the span as in `linear_accuracy`; only for `denoised=False`.
 
     Raises ValueError for arguments outside their ranges.
+
+    Statement: `thm-few`.
     """
     integer("shots", shots, 1)
     if outside and denoised:
@@ -161,6 +169,8 @@ def variance_ratio(num_classes: int, ratio: float | np.ndarray | Tensor) -> Tens
     r"""Return q = V_y / V_k for energies at their means, (R^2 + K - 1)/(2R + K - 2), float64.
 
     R = (K - 1) SNR is the ratio of the mean energies of the own and of another block; q grows with R >= 1.
+
+    Statement: `cor-snr-accuracy`.
     """
     integer("num_classes", num_classes, 2)
     r = torch.as_tensor(ratio, dtype=torch.float64)
@@ -174,6 +184,8 @@ def linear_accuracy_of_snr(num_classes: int, value: float | np.ndarray | Tensor)
 
     It is `linear_accuracy` with all energies at their means, q = `variance_ratio`(K, (K-1) SNR), and
     increases from 1/K at SNR = 1/(K-1) to 1/2. Raises ValueError unless the SNR is positive.
+
+    Statement: `cor-snr-accuracy`.
     """
     q = variance_ratio(num_classes, torch.as_tensor(value, dtype=torch.float64) * (num_classes - 1))
     t, weights = quadrature.panel_rule(

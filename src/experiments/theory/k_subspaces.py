@@ -51,6 +51,8 @@ def k_subspaces(
 
     Raises ValueError unless x is a (N, n) float tensor, num_classes >= 1, 1 <= rank <= n, restarts >= 1 and
     rounds >= 1. Source: K-subspaces; Bradley & Mangasarian, k-Plane Clustering (2000), for hyperplanes.
+
+    Statement: `thm-clustering`.
     """
     _check(x, num_classes, rank, rank, restarts, rounds)
     start = gaussian((restarts, num_classes, x.shape[1], rank), x, generator)

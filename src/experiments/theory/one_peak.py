@@ -65,6 +65,8 @@ def theorem(num_classes: int, rank: int, delta: float) -> Certificate:
     remains is to enclose the zero of F'.
 
     Raises ValueError for arguments outside the ranges of `molrg.snr.theorem`.
+
+    Statement: `thm-one-peak`.
     """
     from flint import arb, ctx
 

@@ -90,6 +90,8 @@ def theorem_boundary(num_classes: int, rank: float) -> float:
     otherwise (proved in the book, `theory/phase_diagram`). `rank` may be any real number > 0.
 
     Raises ValueError unless num_classes >= 2 and rank > 0.
+
+    Statement: `thm-phase-boundary`.
     """
     integer("num_classes", num_classes, 2)
     return float(np.exp(-np.arcsinh(np.sqrt(np.log(num_classes + 1) / (2 * _positive("rank", rank))))))
@@ -103,6 +105,8 @@ def exact_boundary(num_classes: int, rank: int) -> float:
     observed (`theory/phase_diagram`). Relative error below 1e-9.
 
     Raises ValueError unless num_classes >= 2 and rank >= 1.
+
+    Statement: `thm-phase-exact`.
     """
     integer("num_classes", num_classes, 2)
     integer("rank", rank, 1)
@@ -148,6 +152,8 @@ def joint_boundary(load: float, exact: bool = True) -> float:
     (1/delta - delta)^2 / 2 = load.
 
     Raises ValueError unless load > 0.
+
+    Statement: `prop-phase-limits`.
     """
     load = _positive("load", load)
     if not exact:
@@ -163,6 +169,8 @@ def wide_boundary(num_classes: int) -> float:
     Theorem 1 has sqrt(log(K+1)) in its place.
 
     Raises ValueError unless num_classes >= 2.
+
+    Statement: `prop-phase-limits`.
     """
     others = integer("num_classes", num_classes, 2) - 1
     g = np.arange(-12, 12, 0.02)  # the trapezoidal rule: the integrands are analytic and vanish at both ends
@@ -190,6 +198,8 @@ def theorem_peak(num_classes: int, rank: float, delta: float, noisy_input: bool 
         tau(x) = lambda tau(r)                                                  for clean input.
 
     Raises ValueError unless num_classes >= 2, rank > 0, 0 < delta < 1 and noisy_input is True or False.
+
+    Statement: `prop-phase-place`.
     """
     others = integer("num_classes", num_classes, 2) - 1
     rank, top = _positive("rank", rank), -2 * np.log(fraction("delta", delta))
@@ -272,7 +282,10 @@ def certify_single_peak(num_classes: int, rank: int, smallest_delta: float = 0.0
 
 
 def moments(num_classes: int, rank: int, eta: float) -> tuple[float, float, float, float]:
-    """Return a_1, a_2, b_1, b_2 of the noisy-input weights at the log-contrast eta > 0, by quadrature."""
+    """Return a_1, a_2, b_1, b_2 of the noisy-input weights at the log-contrast eta > 0, by quadrature.
+
+    Statement: `prop-phase-contrast`.
+    """
     own, other = float(np.expm1(eta)) / 2, float(-np.expm1(-eta)) / 2
     a1, a2, b1, b2 = (float(each) / rank for each in quadrature.weight_moments(num_classes, rank, own, other))
     return a1, a2, b1, b2
@@ -284,6 +297,8 @@ class ExactCurve:
     The logarithms of a_1, a_2, b_1, b_2 are interpolated in eta on (0, `high`], by Chebyshev polynomials on
     panels that halve towards 0; relative error below 1e-6. Beyond `high` the weights of other classes have no
     effect: cosh(eta/2)^d > 10^13 there.
+
+    Statement: `prop-phase-contrast`.
     """
 
     _BREAKS = np.array([0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1])
@@ -363,6 +378,8 @@ def small_delta_law(num_classes: int, rank: int, delta: float, noisy_input: bool
     input: a point is undecided when its own energy happens to be small, which has probability ~ sigma^d.
 
     Raises ValueError for arguments outside their ranges.
+
+    Statement: `prop-phase-exact-laws`.
     """
     integer("num_classes", num_classes, 2)
     integer("rank", rank, 1)
@@ -407,6 +424,8 @@ def large_rank_law(num_classes: int, rank: float, delta: float) -> Law:
 
     Raises ValueError unless num_classes >= 2, rank > 0, 0 < delta < 1, and rank is so large that the law has
     a peak at some sigma > 0.
+
+    Statement: `prop-phase-exact-laws`.
     """
     others = integer("num_classes", num_classes, 2) - 1
     rank, d2 = _positive("rank", rank), fraction("delta", delta) ** 2

@@ -48,6 +48,8 @@ def mixture(
     """Return a random nested mixture; class k belongs to superclass k // num_subclasses.
 
     Raises ValueError for arguments outside their ranges or where the blocks do not fit into `dim`.
+
+    Statement: `def-nested`.
     """
     s, m, c, d = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
     width = s * (c + m * d)
@@ -83,6 +85,8 @@ def snr(
     over a. So the integrals are one-dimensional ones, nested three deep.
 
     Raises ValueError for arguments outside their ranges.
+
+    Statement: `thm-nested`.
     """
     counts = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
     _, m, c, d = counts
@@ -146,6 +150,8 @@ def information(
     int (E exp(-e^{v + kappa (A + B_k)}) - Phi_A) dv besides. Error below 1e-8.
 
     Raises ValueError for arguments outside their ranges.
+
+    Statement: `prop-nested-information`.
     """
     counts = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
     energy, scalar = _over_levels(counts, delta, sigma, True)

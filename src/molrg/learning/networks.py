@@ -34,6 +34,8 @@ __all__ = [
 class SubspaceDenoiser(nn.Module):
     r"""The paper's parametric denoiser: the optimal one for orthogonal classes, with a learned U.
 
+    Statement: `def-parametric`.
+
         D(x, sigma) = U diag(beta) U^T x,    beta_l = xi + (zeta - xi) w_l on the d columns of U_l,
         w = softmax_l(kappa ||U_l^T x||^2),  zeta = 1/(1 + sigma^2),  xi = delta^2/(delta^2 + sigma^2),
         kappa = (1/(delta^2 + sigma^2) - 1/(1 + sigma^2)) / 2.

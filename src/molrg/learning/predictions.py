@@ -28,6 +28,8 @@ def scale(sigma: float | Tensor, name: str) -> Tensor:
     Its square is by how much a squared error of the prediction counts more than one of the denoiser.
 
     Raises ValueError unless sigma is positive and finite and `name` is one of PARAMETRISATIONS.
+
+    Statement: `prop-parametrisations`.
     """
     choice("name", name, PARAMETRISATIONS)
     return _scale(_levels(sigma), name)
@@ -35,6 +37,8 @@ def scale(sigma: float | Tensor, name: str) -> Tensor:
 
 def convert(value: Tensor, x: Tensor, sigma: float | Tensor, source: str, target: str) -> Tensor:
     r"""Return the prediction `value` of parametrisation `source` as one of parametrisation `target`.
+
+    Statement: `prop-parametrisations`.
 
         value_target = (scale_t / scale_s) value + scale_t (skip_s - skip_t) x,
 

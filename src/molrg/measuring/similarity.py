@@ -22,6 +22,8 @@ def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     Raises ValueError if the samples differ in number or are fewer than 2.
 
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited (2019).
+
+    Statement: `def-cka`.
     """
     _check(a, b)
     a, b = (each - each.mean(-2, keepdim=True) for each in (a, b))

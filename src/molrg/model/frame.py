@@ -75,7 +75,10 @@ class Frame:
         return rest if self.means is None else rest - self.means.centre
 
     def combine(self, s: Tensor, z: Tensor, weights: Tensor, keep: float) -> Tensor:
-        """Coordinates of keep * x_S + sum_l U_l (weights_l * z_l), (N, m); weights (N, K, 1) or (N, K, r)."""
+        """Coordinates of keep * x_S + sum_l U_l (weights_l * z_l), (N, m); weights (N, K, 1) or (N, K, r).
+
+        Statement: `eq-two-products`.
+        """
         if self.back is None:  # then s = z
             return ((keep + weights) * z).flatten(-2)
         return torch.addmm(s, (weights * z).flatten(-2), self.back.T, beta=keep)

@@ -37,6 +37,8 @@ class Posterior(NamedTuple):
 class EmpiricalDenoiser:
     r"""Posterior mean of x_0 when x_0 is one of M given training points x_1 ... x_M, equally likely.
 
+    Statement: `def-empirical`.
+
         E[x_0 | x_sigma = x] = sum_i w_i x_i,    w = softmax_i( -||x - x_i||^2 / (2 sigma^2) ).
 
     It minimises the denoising loss on the training points over all functions, so that it is what unlimited

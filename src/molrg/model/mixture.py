@@ -33,6 +33,8 @@ ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}
 class LowRankMixture:
     r"""Mixture of low-rank Gaussians in R^n with class means and a variance for each direction.
 
+    Statement: `def-low-rank-mixture`.
+
     Class k is drawn with probability pi_k, then
 
         x_0 = mu_k + U_k diag(v_k)^{1/2} a + delta V_k e,    a ~ N(0, I_{d_k}),    e ~ N(0, I),
@@ -143,7 +145,10 @@ class LowRankMixture:
         return self._is_orthogonal
 
     def covariance(self, label: int) -> Tensor:
-        """Return Sigma_k = U_k diag(v_k) U_k^T + delta^2 V_k V_k^T of class `label`, (n, n), float64, CPU."""
+        """Return Sigma_k = U_k diag(v_k) U_k^T + delta^2 V_k V_k^T of class `label`, (n, n), float64, CPU.
+
+        Statement: `prop-covariance`.
+        """
         integer("label", label, 0, self.num_classes - 1)
         own = self.bases[label].to("cpu", torch.float64)
         basis = self._exact.basis
@@ -223,6 +228,8 @@ class LowRankMixture:
                 + (<x, p_l> - ||p_l||^2/2) / (delta^2 + sigma^2) + (<x, q_l> - ||q_l||^2/2) / sigma^2 ).
 
         x and mu_l are counted from the mean of x_0, so that its length costs no precision.
+
+        Statement: `prop-posterior-mean`.
         """
         levels, scalar = self._check(x, sigma)
         frame = self.frame(x.dtype, x.device)
@@ -243,6 +250,8 @@ class LowRankMixture:
 
         A sweep over sigma shares U^T x. Relative error in float32 about 3e-7 for sigma in [1e-3, 20]:
         x is never subtracted. Source: Proposition 1, generalised.
+
+        Statement: `prop-posterior-mean`, `prop-low-rank-mixture`.
         """
         levels, scalar = self._check(x, sigma)
         noise, d2 = levels**2, self.delta**2
@@ -258,6 +267,8 @@ class LowRankMixture:
         Computed by its own coefficients, for zero means -x_S/(delta^2 + sigma^2) + 2 U (kappa w * U^T x)
         - (x - x_S)/sigma^2 with x_S = P_S x, which does not cancel at low noise. Source: Tweedie's formula
         with Proposition 1.
+
+        Statement: `thm-tweedie`.
         """
         levels, scalar = self._check(x, sigma)
         inside, outside = 1 / (self.delta**2 + levels**2), 1 / levels**2
@@ -429,6 +440,8 @@ class MoLRG(LowRankMixture):
 
     P_S the projection on the data's span. Raises `ValueError` for arguments outside their ranges.
     Source: Proposition 1.
+
+    Statement: `def-molrg`.
     """
 
     def __init__(

@@ -23,6 +23,8 @@ def theorem(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_inpu
 
     Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1, sigma is in [1e-12, 1e12] and
     noisy_input is True or False. Source: Theorem 1 of the paper.
+
+    Statement: `thm-snr`.
     """
     num_classes, rank, delta = mixture_sizes(num_classes, rank, delta)
     noisy_input = boolean("noisy_input", noisy_input)
@@ -59,6 +61,8 @@ def refined(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_inpu
 
     Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1, sigma is in [1e-12, 1e12] and
     noisy_input is True or False. Source: not in the paper; derived on the page `theory/tightness`.
+
+    Statement: `prop-closure`.
     """
     num_classes, rank, delta = mixture_sizes(num_classes, rank, delta)
     noisy_input = boolean("noisy_input", noisy_input)

@@ -22,6 +22,8 @@ def known_class(num_classes: int, rank: int, delta: float, sigma: Levels, suppor
     """Return the error of the optimal denoiser that is told the class, float64, () or (S,).
 
     `support_dim` m is K d for the background `span` and n for `complement`. Raises ValueError as `exact`.
+
+    Statement: `prop-mmse`.
     """
     _check(num_classes, rank, delta, support_dim)
     levels, scalar = noise_levels(sigma)
@@ -35,6 +37,8 @@ def ambiguity(num_classes: int, rank: int, delta: float, sigma: Levels) -> Tenso
 
     It is the same for both backgrounds, and computed by the quadrature of `snr.exact` as a difference: its
     error is below 1e-10 of the energies it is made of, (zeta - xi)^2 d. Raises ValueError as `exact`.
+
+    Statement: `prop-mmse`.
     """
     _check(num_classes, rank, delta, num_classes * rank)
     levels, scalar = noise_levels(sigma)
@@ -56,6 +60,8 @@ def exact(num_classes: int, rank: int, delta: float, sigma: Levels, support_dim:
     `support_dim` m is the dimension of the space that the data fill: K d (None) for the background `span`,
     n for `complement`. Raises ValueError unless num_classes >= 2, rank >= 1, 0 < delta < 1,
     support_dim >= K d and sigma is in [1e-12, 1e12].
+
+    Statement: `prop-mmse`.
     """
     support_dim = num_classes * rank if support_dim is None else support_dim
     known = known_class(num_classes, rank, delta, sigma, support_dim)

@@ -74,6 +74,8 @@ def weight_moments(num_classes: int, rank: int, own: Any, other: Any) -> tuple[A
     """Enclosures of m_1, m_2, n_1, n_2 (see the module) for p = `own` and q = `other`, balls or numbers.
 
     Raises ValueError unless 0 < q <= p and q < 1/2, and where no window of `WINDOWS` holds the tail.
+
+    Statement: `lem-two-sums`.
     """
     from flint import arb, ctx
 

@@ -51,6 +51,8 @@ def exact(
     likewise for w_l and B_l, which are done by composite Gauss-Legendre rules.
 
     Raises ValueError for arguments outside their ranges, or if `dim` is missing or below K d.
+
+    Statement: `thm-exact`.
     """
     noisy_input = boolean("noisy_input", noisy_input)
     mixture_sizes(num_classes, rank, delta)
@@ -78,6 +80,8 @@ def mismatched(
     there: float64, () or (S,), by the same integrals.
 
     Raises ValueError for arguments outside their ranges.
+
+    Statement: `thm-conditioning`.
     """
     mixture_sizes(num_classes, rank, delta)
     levels, scalar = noise_levels(sigma)
@@ -115,6 +119,8 @@ def exact_classes(
 
     Raises ValueError for arguments outside their ranges: ranks K >= 2 integers >= 1, priors K positive
     numbers with sum 1 or None for equal ones.
+
+    Statement: `thm-exact-classes`.
     """
     ranks = [integer(f"ranks[{k}]", rank, 1) for k, rank in enumerate(ranks)]
     if len(ranks) < 2:

@@ -59,6 +59,8 @@ def weight_moments(
     over one class, each is (C,).
 
     The logits are own * Y and other * Z_l.
+
+    Statement: `thm-exact`.
     """
     v, weights = outer_rule([rank], [0.0], own, other)
     phi_own, one_own, two_own = transforms(v, rank, own, weighted)

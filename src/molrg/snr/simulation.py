@@ -35,6 +35,8 @@ def estimate(
 ) -> Estimate:
     """Estimate the SNR of `denoiser` on `mixture` from `num_samples` points of each class.
 
+    Statement: `def-snr`.
+
     Parameters
     ----------
     denoiser

@@ -1,9 +1,11 @@
 """Which data a computation reads: every reader notes what it read, and who computes may listen.
 
-with sources.listed() as read:
-    experiment()
-read  # {"fashion_mnist": "<64 hexadecimal digits>"}: the digest of each data set, by its name or path
-sources.present("fashion_mnist")  # its digest as it is now, by the reader that registered for it
+    with data_read.listed() as read:
+        experiment()
+    read  # {"fashion_mnist": "<64 hexadecimal digits>"}: the digest of each data set, by its name or path
+    data_read.present("fashion_mnist")  # its digest as it is now, by the reader that registered for it
+
+A name is that of a data set, or the path of a file.
 """
 
 import contextlib
