@@ -14,5 +14,6 @@ def page_text(page_id: str) -> Path:
 
 
 def networks_folder() -> Path:
-    """Where trained networks are kept: `MOLRG_NETWORKS`, or `.work/networks` in the repository."""
-    return Path(os.environ.get("MOLRG_NETWORKS") or ROOT / ".work" / "networks").resolve()
+    """Where trained networks are kept: `MOLRG_NETWORKS`, or `molrg/networks` in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("MOLRG_NETWORKS") or cache / "molrg" / "networks").resolve()

@@ -73,21 +73,26 @@ def get(name: str) -> Images:
     return _over(get("garments"), kind, float(delta), name)
 
 
-def averaged(data: Images, factor: int, name: str) -> Images:
-    """Return images whose pixels are the means of `factor` x `factor` pixels of `data`.
+def averaged(data: Images, factor: int, name: str | None = None) -> Images:
+    """Return images whose pixels are the means of `factor` x `factor` pixels of `data`; for 1, `data`.
 
     Raises ValueError unless factor divides height and width.
     """
     channels, height, width = data.shape
     if factor < 1 or height % factor or width % factor:
-        raise ValueError(f"factor must divide height and width of {data.shape}, got {factor}")
+        raise ValueError(
+            f"factor must divide height and width of {data.name}, {height} x {width}, got {factor}: "
+            "bring the images to another size"
+        )
+    if factor == 1:
+        return data
     shape = (channels, height // factor, width // factor)
 
-    def smaller(x: Tensor) -> Tensor:
-        blocks = x.reshape(-1, channels, height // factor, factor, width // factor, factor)
-        return blocks.mean((3, 5)).flatten(1)
-
-    return _changed(data, name, smaller(data.train_images), smaller(data.test_images), shape)
+    train, test = (
+        torch.nn.functional.avg_pool2d(x.unflatten(1, data.shape), factor).flatten(1)
+        for x in (data.train_images, data.test_images)
+    )
+    return _changed(data, name or f"{data.name}, {shape[1]} x {shape[2]}", train, test, shape)
 
 
 def gaussian_surrogate(data: Images, by_class: bool, name: str) -> Images:

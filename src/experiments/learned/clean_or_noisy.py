@@ -4,7 +4,6 @@ A denoiser is trained on matched pairs, s = sigma; features are often read with 
 each denoiser is given every pair, and its output and hidden layers are compared with what the optimum does.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compendium import resume
 from experiments.learned import bench
+from experiments.rounding import significant
 from molrg.learning import training
 from molrg.learning.networks import FeedForward, Preconditioned
 from molrg.measuring import features, probes, subspaces
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer, noise_levels
 
 __all__ = ["PREDICTIONS", "Function", "blind", "blind_posterior_mean", "measure", "run"]
@@ -112,22 +112,13 @@ def run(
     each = len(jobs) // seeds
     runs = []
     for seed, data in enumerate(draws):
-        checkpoint = workdir / f"seed-{seed}.npz"
-        if not checkpoint.exists():
-            networks = [result.denoiser for result in trained[seed * each : (seed + 1) * each]]
-            content = io.BytesIO()
-            figures: Any = _one_seed(data, networks, inputs, list(levels), list(single_levels), probe_size)
-            np.savez(content, **figures)
-            write_atomically(checkpoint, content.getvalue())
-        with np.load(checkpoint) as stored:
-            runs.append(dict(stored))
+        networks = [result.denoiser for result in trained[seed * each : (seed + 1) * each]]
+        given = (data, networks, inputs, list(levels), list(single_levels), probe_size)
+        runs.append(resume.arrays(workdir / f"seed-{seed}.npz", _one_seed, *given))
     found: dict[str, Any] = {"inputs": inputs, "levels": list(levels), "single_levels": list(single_levels)}
     for key in runs[0]:
         name, _, quantity = key.partition("/")
-        values = np.stack([figures[key] for figures in runs])
-        found.setdefault(name, {})[quantity] = np.array([float(f"{v:.5g}") for v in values.flat]).reshape(
-            values.shape
-        )
+        found.setdefault(name, {})[quantity] = significant(np.stack([figures[key] for figures in runs]))
     return found
 
 
@@ -168,10 +159,7 @@ def blind(
             outputs = torch.stack([trained.denoiser(x0 + s * eps, 1.0) for s in inputs])
         found["snr"].append(_snr(_energies(outputs, labels, data.mixture)).tolist())
         found["error"].append((outputs - x0).square().sum(-1).mean(-1).tolist())
-    rounded = {
-        key: np.array([[float(f"{v:.5g}") for v in row] for row in value]) for key, value in found.items()
-    }
-    return {"inputs": inputs} | rounded
+    return {"inputs": inputs} | {key: significant(np.array(value)) for key, value in found.items()}
 
 
 def blind_posterior_mean(mixture: MoLRG, x: Tensor, low: float, high: float) -> Tensor:
