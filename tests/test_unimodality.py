@@ -9,7 +9,6 @@ import pytest
 from experiments.theory import one_peak
 from experiments.theory import unimodality as experiment
 from molrg import snr
-from molrg import snr
 
 
 def test_certificates_and_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
