@@ -17,7 +17,7 @@ from experiments.learned import bench
 from experiments.rounding import significant
 from molrg.learning import training
 from molrg.learning.networks import FeedForward, Preconditioned
-from molrg.measuring import features, probes, subspaces
+from molrg.measuring import features, subspaces
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
 from molrg.support.checks import integer, noise_levels
@@ -28,7 +28,6 @@ PREDICTIONS = ("x0", "edm")
 
 Function = Callable[[Tensor, float], Tensor]
 
-_L2 = 1e-3  # of the linear probes, as in `learned`
 _NODES = 49  # of the quadrature over log sigma; the posterior of log sigma is about 1/sqrt(2 n) wide
 
 
@@ -211,7 +210,7 @@ def _one_seed(
     for name, denoiser in (("x0", x0), ("edm", edm)):
         for part, perturbation in (("inside", inside), ("outside", eps - inside)):
             outputs = [
-                _activations(denoiser, points + level * perturbation, level)[features.DENOISED]
+                bench.activations(denoiser, points + level * perturbation, level)[features.DENOISED]
                 for level in levels
             ]
             figures[f"{name}/snr_{part}"] = _snr(_energies(torch.stack(outputs), labels, data.mixture))
@@ -233,7 +232,7 @@ def measure(
     """
     train, test = (
         [
-            _activations(denoiser, x0[:limit] + input_sigma * eps[:limit], level)
+            bench.activations(denoiser, x0[:limit] + input_sigma * eps[:limit], level)
             for denoiser, level in zip(denoisers, levels, strict=True)
         ]
         for (x0, _, eps), limit in ((data.train, probe_size), (data.test, None))
@@ -246,8 +245,8 @@ def measure(
         return torch.stack([part[name] for part in parts])
 
     def linear(name: str) -> np.ndarray:
-        probe = probes.fit_logistic(layer(train, name), labels, _L2, classes)
-        return probe.accuracy(layer(test, name), test_labels).numpy()
+        parts = layer(train, name), labels, layer(test, name), test_labels
+        return bench.linear_accuracy(*parts, classes)
 
     output = layer(test, features.DENOISED)
     nearest = subspaces.class_subspaces(layer(train, features.DENOISED), labels, rank, classes)
@@ -266,15 +265,6 @@ def measure(
         figures["distance"] = distance.numpy()
         figures["features"] = np.stack([linear(name) for name in hidden])
     return figures
-
-
-def _activations(denoiser: nn.Module | Function, x: Tensor, level: float) -> dict[str, Tensor]:
-    """Output and, of a network, feature layers."""
-    if not isinstance(denoiser, nn.Module):
-        return {features.DENOISED: denoiser(x, level)}
-    return features.extract(
-        denoiser, x, level, (*features.default_layers(denoiser), features.DENOISED), batch_size=2000
-    )
 
 
 def _energies(output: Tensor, labels: Tensor, mixture: MoLRG) -> Tensor:
