@@ -10,7 +10,8 @@ LABELS = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
 
 
 def drawn(count: int, seed: int = 0, least: int = 1) -> torch.Tensor:
-    return probe_sets.draw(LABELS, count, NAMES, least, torch.Generator().manual_seed(seed))
+    counts = probe_sets.proportional(LABELS, count, NAMES, least)
+    return probe_sets.draw(LABELS, counts, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,18 @@ def test_a_class_with_too_few_is_named_with_the_count_that_does() -> None:
 
 def test_an_absent_class_and_too_many_images_are_refused() -> None:
     with pytest.raises(ValueError, match="no images of emu among the 100"):
-        probe_sets.draw(LABELS, 10, (*NAMES, "emu"))
+        probe_sets.proportional(LABELS, 10, (*NAMES, "emu"))
     with pytest.raises(ValueError, match="count must be an integer from 1 to 100, got 101"):
         drawn(101)
+
+
+def test_as_many_of_each_class() -> None:
+    chosen = probe_sets.draw(LABELS, probe_sets.equal(LABELS, 30, NAMES), torch.Generator().manual_seed(0))
+    assert LABELS[chosen].bincount().tolist() == [10, 10, 10]
+    assert len(set(chosen.tolist())) == 30
+    with pytest.raises(ValueError, match="at most 3 times the 10 images of class owl, got 33"):
+        probe_sets.equal(LABELS, 33, NAMES)
+    with pytest.raises(ValueError, match="multiple of the 3 classes"):
+        probe_sets.equal(LABELS, 20, NAMES)
+    with pytest.raises(ValueError, match="no images of emu"):
+        probe_sets.equal(LABELS, 8, (*NAMES, "emu"))

@@ -1,4 +1,8 @@
-"""Which images a probe is fitted to: drawn class by class, so that each class has its share in every draw."""
+"""Which images a probe reads: every draw is stratified, with the same number of each class in all draws.
+
+counts = probe_sets.proportional(labels, 1200, data.class_names, least=rank + 1)
+chosen = probe_sets.draw(labels, counts, generator)
+"""
 
 from collections.abc import Sequence
 
@@ -7,64 +11,65 @@ from torch import Tensor
 
 from molrg.support.checks import integer
 
-__all__ = ["draw"]
+__all__ = ["draw", "equal", "proportional"]
 
 
-def draw(
-    labels: Tensor,
-    count: int,
-    class_names: Sequence[str],
-    least: int = 1,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Return the places of `count` images, drawn stratified by class, in random order: (count,) int64.
+def draw(labels: Tensor, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return the places of counts[k] images of each class k, in random order, from `labels` (N,).
 
-    Class k, with N_k of the N `labels`, gets count N_k / N images, rounded so that the sum is right (largest
-    remainders). How many of each class there are is therefore the same in every draw, and so is the rank of
-    class subspaces fitted to them.
-
-    Parameters
-    ----------
-    labels
-        The classes (N,) of the images to draw from, in 0 ... K - 1.
-    count
-        At most N.
-    class_names
-        The K names, for messages.
-    least
-        What a class needs: one more than the rank of a class subspace, in which as many samples as directions
-        would lie without rest.
-    generator
-        Source of the draw.
-
-    Raises
-    ------
-    ValueError
-        For a class without images, or one that gets fewer than `least`: it is named, with the count that
-        would do; and for a count above N.
+    The counts are those of `proportional` or `equal`, which refuse what the labels do not have.
     """
-    integer("count", count, 1, len(labels))
+    shuffled = torch.randperm(len(labels), generator=generator)
+    chosen = torch.cat([shuffled[labels[shuffled] == k][:count] for k, count in enumerate(counts)])
+    return chosen[torch.randperm(len(chosen), generator=generator)]
+
+
+def proportional(labels: Tensor, count: int, class_names: Sequence[str], least: int = 1) -> list[int]:
+    """Return how many of `count` images are of each class, in proportion to `labels`.
+
+    Class k, with N_k of N labels, gets count N_k / N, rounded so that the sum is right (largest remainders).
+    `least` is what each needs: one more than the rank of class subspaces, say, since as many samples as
+    directions lie in their own subspace without rest.
+
+    Raises ValueError for a count above N, for a class without images, and for one that gets fewer than
+    `least`: the class is named, and the count that would do.
+    """
+    total = len(labels)
+    integer("count", count, 1, total)
     integer("least", least, 1)
+    sizes = _sizes(labels, class_names)
+    counts, remainders = sizes * count // total, sizes * count % total
+    most_left = remainders.argsort(descending=True, stable=True)
+    counts[most_left[: count - int(counts.sum())]] += 1
+    rarest = int(sizes.argmin())
+    if (own := int(counts[rarest])) < least:
+        needed = -(-least * total // int(sizes[rarest]))
+        raise ValueError(
+            f"{count} images have {own} of {class_names[rarest]}, and {least} are needed: "
+            + (f"draw {needed} or more" if needed <= total else f"all {total} have too few")
+        )
+    return counts.tolist()
+
+
+def equal(labels: Tensor, count: int, class_names: Sequence[str]) -> list[int]:
+    """Return how many of `count` images are of each class: as many of each.
+
+    Raises ValueError unless the classes divide `count`, and where a class has too few: it is named.
+    """
+    sizes, classes = _sizes(labels, class_names), len(class_names)
+    each, left = divmod(integer("count", count, classes), classes)
+    rarest = int(sizes.argmin())
+    if left or int(sizes[rarest]) < each:
+        raise ValueError(
+            f"count must be a multiple of the {classes} classes and at most {classes} times the "
+            f"{int(sizes[rarest])} images of class {class_names[rarest]}, got {count}"
+        )
+    return [each] * classes
+
+
+def _sizes(labels: Tensor, class_names: Sequence[str]) -> Tensor:
+    """The number of labels of each class, all of which are there."""
     sizes = labels.bincount(minlength=len(class_names))
     if absent := [name for name, size in zip(class_names, sizes.tolist(), strict=True) if not size]:
         raise ValueError(f"no images of {', '.join(absent)} among the {len(labels)} to draw from")
-    shares = _shares(sizes, count)
-    rarest = int(sizes.argmin())
-    if (own := int(shares[rarest])) < least:
-        needed = -(-least * len(labels) // int(sizes[rarest]))
-        raise ValueError(
-            f"{count} images have {own} of {class_names[rarest]}, and {least} are needed: "
-            + (f"draw {needed} or more" if needed <= len(labels) else f"all {len(labels)} have too few")
-        )
-    shuffled = torch.randperm(len(labels), generator=generator)
-    chosen = torch.cat([shuffled[labels[shuffled] == k][:share] for k, share in enumerate(shares.tolist())])
-    return chosen[torch.randperm(count, generator=generator)]
-
-
-def _shares(sizes: Tensor, count: int) -> Tensor:
-    """How many of each class: count N_k / N, whole; what is left goes to the largest remainders."""
-    total = int(sizes.sum())
-    shares, remainders = sizes * count // total, sizes * count % total
-    left = count - int(shares.sum())
-    shares[remainders.argsort(descending=True, stable=True)[:left]] += 1
-    return shares
+    return sizes
