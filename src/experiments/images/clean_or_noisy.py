@@ -1,6 +1,6 @@
-r"""Real images: a denoiser that is told one noise level and given another, for every pair of the two.
+r"""Real images: a denoiser at one conditioning level on input of another noise level, for all pairs.
 
-An image gets the noise s, x_s = x_0 + s eps, and the denoiser is told sigma: f(x_s, sigma). Training has
+An image gets the noise s, x_s = x_0 + s eps, and the denoiser the conditioning level sigma: f(x_s, sigma). Training has
 s = sigma (matched), features are often read with s = 0 (clean). Linear probes read the activations of each
 pair. Probes are fitted afresh for each pair, to images with the same s and sigma as those they are tested on.
 """

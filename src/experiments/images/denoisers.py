@@ -128,13 +128,13 @@ def levels_line(model: str, levels: Sequence[float], left_out: Sequence[float]) 
 
     A published model's timestep stands beside each level.
     """
-    told = [f"{level:g}" for level in levels]
+    words = [f"{level:g}" for level in levels]
     if model not in MODELS:
         steps = published.timesteps(published.levels_of(model), levels, model).tolist()
-        told = [f"{level} (t = {step:.1f})" for level, step in zip(told, steps, strict=True)]
+        words = [f"{level} (t = {step:.1f})" for level, step in zip(words, steps, strict=True)]
     rest = ", ".join(f"{level:g}" for level in left_out)
     outside = f"; left out, as it was not trained on them: {rest}" if rest else ""
-    return f"noise levels sigma: {', '.join(told)}{outside}"
+    return f"noise levels sigma: {', '.join(words)}{outside}"
 
 
 def build(
@@ -194,7 +194,7 @@ def refuse_days(denoiser: nn.Module, data: Images, images: int) -> None:
     """Raise RuntimeError where a training that sees `images` images would take days.
 
     That is without a GPU, from ten million images on, unless the environment variable MOLRG_ALLOW_CPU is 1.
-    The message tells the hours, by the time that the gradient of one image takes here.
+    The message says the hours, by the time that the gradient of one image takes here.
     """
     if images < 10_000_000 or devices.best().type != "cpu" or os.environ.get("MOLRG_ALLOW_CPU") == "1":
         return

@@ -1,7 +1,7 @@
 """Which images are read rightly out of the blocks of a network, at every noise level.
 
 A linear discriminant is fitted to the features of labelled training images, afresh for each block, level and
-input, and told one ridge for all. Kept is whether each image is classified rightly, since images are the
+input, with one ridge for all. Kept is whether each image is classified rightly, since images are the
 units by which curves of one network are judged (see `molrg.measuring.curves`). Controls are read alike: the
 pixels, and one layer of random filters.
 """

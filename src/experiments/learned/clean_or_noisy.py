@@ -1,4 +1,4 @@
-r"""Denoisers on points whose noise s is not the level sigma that they are told: exact ones and learned ones.
+r"""Denoisers on points whose noise s is not the conditioning level sigma: exact ones and learned ones.
 
 A denoiser is trained on matched pairs, s = sigma; features are often read with a clean point, s = 0. Here
 each denoiser is given every pair, and its output and hidden layers are compared with what the optimum does.
@@ -59,9 +59,9 @@ def run(
     `exact`      the posterior mean for sigma;
     `x0`, `edm`  a `FeedForward` network, `Preconditioned` with this prediction; `x0` weights all levels
                  equally in the loss, `edm` as EDM does;
-    `blind`      a bare `FeedForward` network that is told nothing of sigma, equal weights;
-    `blind_exact` the optimal denoiser that is not told sigma, `blind_posterior_mean`;
-    `single`     x0-networks each trained at one level of `single_levels`, told that level always.
+    `blind`      a bare `FeedForward` network without conditioning on sigma, equal weights;
+    `blind_exact` the optimal denoiser that is not given sigma, `blind_posterior_mean`;
+    `single`     x0-networks each trained at one level of `single_levels`, given that level always.
 
     Returns a dictionary for each of them, of arrays with axes R = seeds, T = inputs and S = levels (for
     `single`, those of training; 1 for the blind ones): `snr` (R, T, S), denominator `residual`; `energies`
@@ -71,7 +71,7 @@ def run(
     (R, T, S), E||f - f*||^2 / E||f*||^2 to the optimal denoiser f* of the same pair. Probes are fitted afresh
     for each pair to `probe_size` training samples, and all else is on `test_size` samples.
     `x0` and `edm` have besides `snr_inside`, `snr_outside` (R, S): the SNR on points whose noise, of level
-    sigma as told, is only in the span of the classes, or only outside of it.
+    sigma as given, is only in the span of the classes, or only outside of it.
     Beside them: `levels`, `inputs`, `single_levels`.
 
     Raises ValueError for arguments outside their ranges.
@@ -164,7 +164,7 @@ def blind(
 def blind_posterior_mean(mixture: MoLRG, x: Tensor, low: float, high: float) -> Tensor:
     r"""Return E[x_0 | x_sigma = x] where log sigma is uniform between log `low` and log `high`, (N, n).
 
-    This is \int p(sigma | x) E[x_0 | x, sigma] d sigma, the best that a denoiser can do that is not told
+    This is \int p(sigma | x) E[x_0 | x, sigma] d sigma, the best that a denoiser can do that is not given
     sigma, by the trapezoidal rule in log sigma.
     """
     nodes = torch.tensor(np.geomspace(low, high, _NODES))
@@ -201,8 +201,8 @@ def _one_seed(
         ("single", single, exact, single_levels),
     ]
     figures: dict[str, np.ndarray] = {}
-    for name, denoisers, optimum, told in cases:
-        rows = [measure(denoisers, optimum, data, s, told, probe_size) for s in inputs]
+    for name, denoisers, optimum, given in cases:
+        rows = [measure(denoisers, optimum, data, s, given, probe_size) for s in inputs]
         figures |= {f"{name}/{key}": np.stack([row[key] for row in rows], -2) for key in rows[0]}
     basis = torch.cat(data.mixture.bases, 1)
     points, labels, eps = data.test
@@ -225,7 +225,7 @@ def measure(
     levels: Sequence[float],
     probe_size: int,
 ) -> dict[str, np.ndarray]:
-    """Measure, on points with the noise `input_sigma`, denoiser i told levels[i]; arrays end in the axis S.
+    """Measure, on points with the noise `input_sigma`, denoiser i conditioned on levels[i]; arrays end in the axis S.
 
     The keys are those that `run` explains; functions, which are not networks, have no features, and of them
     the distance to the optimum is left out too.

@@ -54,7 +54,7 @@ def models(dae_steps: int, sharing_steps: int, dropout: float, peak: int) -> dic
 
     With `sharing_steps` steps each, one network read at all levels: trained at `one` level, number `peak` of
     the 14, at `three_linear` or `three_log` levels, equally spaced in sigma or log sigma, `seven` (log), the
-    paper's `fourteen`, or `continuous` (log sigma uniform); at the 14 levels without being told which,
+    paper's `fourteen`, or `continuous` (log sigma uniform); at the 14 levels without being given which,
     `untold`, and with EDM's preconditioning and weighting, `edm`.
 
     At the levels FEW, a network each: `dae_long` with `sharing_steps` steps; with `dae_steps` steps
@@ -224,7 +224,7 @@ def _figures(
 
 
 def _place(levels: tuple[float, ...], peak: int) -> int:
-    """The place among a model's levels that is nearest to one of the 14, in log sigma."""
+    """The index among a model's levels that is nearest to one of the 14, in log sigma."""
     target = noise.paper_levels()[peak].log()
     return int((torch.tensor(levels, dtype=torch.float64).log() - target).abs().argmin())
 

@@ -79,9 +79,9 @@ def _both_peaks(num_classes: int, rank: int, delta: float) -> list[list[float]]:
 
 
 def exact_peak(num_classes: int, rank: int, delta: float, noisy_input: bool) -> list[float]:
-    """Place and height of the highest interior maximum, nan where there is none.
+    """Level and height of the highest interior maximum, nan where there is none.
 
-    It is looked for from half of the least to twice the largest place that the laws and Theorem 1 give.
+    It is looked for from half of the least to twice the largest level that the laws and Theorem 1 give.
     """
     places = (
         [peak_boundary.small_delta_law(num_classes, rank, delta, noisy_input).sigma] if rank <= 100 else []

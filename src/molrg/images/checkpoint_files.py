@@ -539,7 +539,7 @@ def _weights_file(part: Path, allow_bin: bool) -> Path:
     if wanted in names and f"{wanted}.index.json" in names:
         raise ValueError(
             f"{part} holds {wanted} and {wanted}.index.json, which names other files: which of them are the "
-            "weights cannot be told. Remove the one that is not"
+            "weights is not clear. Remove the one that is not"
         )
     if SAFE in names or (BIN in names and allow_bin):
         return part / wanted

@@ -48,7 +48,7 @@ class Published(nn.Module):
 
     and t = t(sigma) is linear in log sigma between neighbouring steps, with t(sigma_t) = t: sinusoidal
     embeddings take fractions of a step. Output channels for a learned variance are left out, and a model of
-    classes is told its null class. Nothing is clipped.
+    classes is given its null class. Nothing is clipped.
 
     `shape` is (C, H, W), `sigma_range` (sigma_0, sigma_{T-1}), `feature_layers` the blocks, `digest` the
     SHA-256 of weights and configurations, `vae` the folder of the autoencoder in whose latents the model
