@@ -225,7 +225,9 @@ def measure(
     levels: Sequence[float],
     probe_size: int,
 ) -> dict[str, np.ndarray]:
-    """Measure, on points with the noise `input_sigma`, denoiser i conditioned on levels[i]; arrays end in the axis S.
+    """Measure denoiser i, conditioned on levels[i], on points with the noise `input_sigma`.
+
+    Arrays end in the axis S.
 
     The keys are those that `run` explains; functions, which are not networks, have no features, and of them
     the distance to the optimum is left out too.

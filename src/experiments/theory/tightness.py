@@ -79,7 +79,7 @@ def terms(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: 
 
     With beta(w) = xi + (zeta - xi) w, the signal of Theorem 1 is beta(w_+)^2 E[A]; the exact one is
     E[beta(w_k)^2 A]. On the way, w_+ becomes the mean of the weight with the own energy random and those of
-    the competitors at their means, then E[w_k]; then E[beta^2] takes the place of beta(E[w_k])^2; then the energy
+    the others at their means, then E[w_k]; then E[beta^2] takes the place of beta(E[w_k])^2; then the energy
     comes into the average. The logarithm of each step's factor, with its sign in log(theorem / exact), is a
     term. Likewise, with the opposite sign, for the rest: w_-, w_l and B_l.
 
@@ -175,7 +175,7 @@ def _exact_tops(
 
 
 def _own_energy_alone(rank: int, own: float, shift: float, num_classes: int) -> tuple[float, float]:
-    """The mean weights of the own class and of a competitor where logit w_k = own * Y - shift, Y ~ chi^2_rank."""
+    """The mean weights of the own class and of another where logit w_k = own * Y - shift, Y ~ chi^2_rank."""
     transition = np.sqrt(np.maximum(shift + np.linspace(-36, 36, 25), 0) / own)
     radii = quadrature.radii(rank, 24)
     r, weights = quadrature.panel_rule(np.sort(np.concatenate([radii, transition.clip(radii[0], radii[-1])])))
