@@ -2,7 +2,8 @@ r"""Real images: a denoiser at one conditioning level on input of another noise 
 
 An image gets the noise s, x_s = x_0 + s eps, and the denoiser the conditioning level sigma: f(x_s, sigma).
 Training has s = sigma (matched), features are often read with s = 0 (clean). Linear probes read the
-activations of each pair. Probes are fitted afresh for each pair, to images with the same s and sigma as those they are tested on.
+activations of each pair. Probes are fitted afresh for each pair, to images with the same s and sigma as those
+they are tested on.
 """
 
 from collections.abc import Sequence
