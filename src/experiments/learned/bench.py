@@ -14,9 +14,22 @@ from molrg.measuring import features, probes, subspaces
 from molrg.model.mixture import MoLRG
 from molrg.support import devices
 
-__all__ = ["INPUTS", "Data", "activations", "draw", "linear_accuracy", "measure", "neighbourhoods", "trained"]
+__all__ = [
+    "INPUTS",
+    "Data",
+    "Denoiser",
+    "activations",
+    "draw",
+    "linear_accuracy",
+    "measure",
+    "neighbourhoods",
+    "trained",
+]
 
 INPUTS = ("noisy", "clean")
+
+Denoiser = nn.Module | Callable[[Tensor, float], Tensor]
+"""D(x, sigma): a network, which may have feature layers, or a function."""
 
 _L2 = 1e-3  # of the linear probes
 _AT_ONCE = 2**26  # numbers in the features of one solve
@@ -62,7 +75,7 @@ def trained(
 
 
 def measure(
-    denoiser: nn.Module | Callable[[Tensor, float], Tensor],
+    denoiser: Denoiser,
     data: Data,
     levels: Sequence[float],
     probe_size: int,
@@ -113,7 +126,7 @@ def measure(
 
 
 def _at_levels(
-    denoiser: nn.Module | Callable[[Tensor, float], Tensor],
+    denoiser: Denoiser,
     x0: Tensor,
     noise: Tensor | None,
     levels: Sequence[float],
@@ -123,9 +136,7 @@ def _at_levels(
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def activations(
-    denoiser: nn.Module | Callable[[Tensor, float], Tensor], x: Tensor, level: float
-) -> dict[str, Tensor]:
+def activations(denoiser: Denoiser, x: Tensor, level: float) -> dict[str, Tensor]:
     """Return the output of a denoiser and, of a network, its feature layers: (N, C) each."""
     if not isinstance(denoiser, nn.Module):
         return {features.DENOISED: denoiser(x, level)}

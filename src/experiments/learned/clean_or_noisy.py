@@ -192,7 +192,7 @@ def _one_seed(
         return blind_posterior_mean(data.mixture, x, min(levels), max(levels))
 
     x0, edm, bare, *single = networks
-    cases: list[tuple[str, Sequence[nn.Module | Function], Function, Sequence[float]]] = [
+    cases: list[tuple[str, Sequence[bench.Denoiser], Function, Sequence[float]]] = [
         ("exact", [exact] * len(levels), exact, levels),
         ("x0", [x0] * len(levels), exact, levels),
         ("edm", [edm] * len(levels), exact, levels),
@@ -218,7 +218,7 @@ def _one_seed(
 
 
 def measure(
-    denoisers: Sequence[nn.Module | Function],
+    denoisers: Sequence[bench.Denoiser],
     optimum: Function,
     data: bench.Data,
     input_sigma: float,
