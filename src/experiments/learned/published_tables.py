@@ -7,7 +7,6 @@ the same points and noise. `optimum` computes what training would end in, for or
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -430,21 +429,14 @@ def _energies(setting: Setting, basis: Tensor, mixture: MoLRG, test: tuple[Tenso
 
 def _bayes(setting: Setting, mixture: MoLRG, size: int) -> np.ndarray:
     """The optimal denoiser's SNR, (S, 3): exact for orthogonal classes, else from 20 `size` points each."""
-    if setting.degrees == 90:
-        return _exact(setting.ranks, setting.priors)
-    rows = [
-        snr.estimate(
-            mixture, mixture, LEVELS, 20 * size, average=kind, generator=torch.Generator().manual_seed(0)
-        ).value
-        for kind in ("none", "pooled")
-    ]
-    return torch.cat([rows[0], rows[1][:, None]], 1).numpy()
 
+    def value(average: str) -> Tensor:
+        if setting.degrees == 90:
+            return snr.exact_classes(setting.ranks, setting.priors, DELTA, LEVELS, average=average)
+        draws = torch.Generator().manual_seed(0)
+        return snr.estimate(mixture, mixture, LEVELS, 20 * size, average=average, generator=draws).value
 
-@lru_cache
-def _exact(ranks: tuple[int, int], priors: tuple[float, float]) -> np.ndarray:
-    rows = [snr.exact_classes(ranks, priors, DELTA, LEVELS, average=kind) for kind in ("none", "pooled")]
-    return torch.cat([rows[0], rows[1][:, None]], 1).numpy()
+    return torch.cat([value("none"), value("pooled")[:, None]], 1).numpy()
 
 
 def _blocks(setting: Setting, basis: Tensor, mixture: MoLRG) -> tuple[Tensor, Tensor]:
