@@ -1,6 +1,7 @@
 """What is read out of networks' blocks: controls, and the same answer by another route."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from experiments.images import image_data, probe_sets, readout
 from molrg.images import zoo
 
-SMALL = {"labels": 200, "validation": 100, "tests": 150, "levels": (0.1, 1.0)}
+SMALL: dict[str, Any] = {"labels": 200, "validation": 100, "tests": 150, "levels": (0.1, 1.0)}
 
 
 @pytest.fixture

@@ -156,12 +156,12 @@ def backgrounds(kind: str, count: int, side: int, train: bool, seed: int) -> tup
 
 def _over(data: Images, kind: str, delta: float, name: str) -> Images:
     side = data.shape[1]
-    added = [
-        part + delta * backgrounds(kind, len(part), side, train, seed)[0]
-        for part, train, seed in ((data.train_images, True, 1), (data.test_images, False, 2))
-    ]
+    train, test = (
+        part + delta * backgrounds(kind, len(part), side, training, seed)[0]
+        for part, training, seed in ((data.train_images, True, 1), (data.test_images, False, 2))
+    )
     also = () if kind == "white" else (get("natural-16").digest,)
-    return _changed(data, name, *added, data.shape, made_with=also)
+    return _changed(data, name, train, test, data.shape, made_with=also)
 
 
 def _hold_out(data: Images, name: str) -> Images:

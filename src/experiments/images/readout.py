@@ -112,8 +112,9 @@ def _reader(
         widths = sorted(set(zoo.CHANNELS[network]))
         layers = {f"{width} {RANDOM}": nn.Conv2d(data.shape[0], width, 3, padding=1) for width in widths}
         for layer in layers.values():
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(9 * data.shape[0]), generator=generator)
-            nn.init.normal_(layer.bias, std=0.5, generator=generator)
+            weight, bias = layer.parameters()
+            nn.init.normal_(weight, std=1 / math.sqrt(9 * data.shape[0]), generator=generator)
+            nn.init.normal_(bias, std=0.5, generator=generator)
 
         @torch.no_grad()
         def filtered(x: Tensor, sigma: float) -> dict[str, Tensor]:
