@@ -62,3 +62,25 @@ def test_levels_of_a_published_model_are_told_with_its_timesteps(tiny_checkpoint
         assert f"{level:g} (t = {step:.1f})" in line
     assert line.endswith("left out, as it was not trained on them: 0.001")
     assert denoisers.levels_line("unet", levels, []) == "noise levels sigma: 0.1, 0.5"
+
+
+def test_a_model_for_a_gpu_does_not_start_on_a_processor(
+    kept_apart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "best", lambda: torch.device("cpu"))
+    data = images.load("digits")
+    denoiser = denoisers.build(data, "mlp", 8, 1, 0)
+    denoisers.refuse_days(denoiser, data, 9_999_999)
+    with pytest.raises(RuntimeError, match=r"10,000,000 images is meant for a GPU.*hours.*MOLRG_ALLOW_CPU=1"):
+        denoisers.refuse_days(denoiser, data, 10_000_000)
+    with pytest.raises(RuntimeError, match="meant for a GPU"):
+        denoisers.trained(data, "dit-b", 32, 3, 100_000, 256, seed=0)
+    assert not list(kept_apart.iterdir())
+    monkeypatch.setenv("MOLRG_ALLOW_CPU", "1")
+    denoisers.refuse_days(denoiser, data, 10_000_000)
+    monkeypatch.delenv("MOLRG_ALLOW_CPU")
+    monkeypatch.setattr(devices, "best", lambda: torch.device("cuda"))
+    denoisers.refuse_days(denoiser, data, 10_000_000)
+    for model, meant in ((name, name in ("unet-36m", "dit-b")) for name in denoisers.MODELS):
+        sizes = denoisers.SETTINGS[model]
+        assert (sizes["steps"] * sizes["batch_size"] >= 10_000_000) == meant

@@ -93,17 +93,17 @@ def test_coarse_groups_and_a_stopped_run(tmp_path: Path, monkeypatch: pytest.Mon
     small = SMOKE | {"dataset": str(tmp_path / "four.npz"), "draws": 2, "model": "dit"}
     real, calls = experiment._Parts.probed, []
 
-    def stopping(self: Any, network: Any, added: float, level: float, layers: Any) -> Any:
-        calls.append((added, level))
-        if len(calls) == 4:
+    def stopping(self: Any, network: Any, added: float, levels: Any, layers: Any) -> Any:
+        calls.append(added)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(self, network, added, level, layers)
+        return real(self, network, added, levels, layers)
 
     monkeypatch.setattr(experiment._Parts, "probed", stopping)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(**small, workdir=tmp_path / "work")
     found = experiment.run(**small, workdir=tmp_path / "work")
-    assert calls == [(0, 0.005), (0, 1), (1, 0.005), (1, 1), (1, 0.005), (1, 1)]  # the first row is kept
+    assert calls == [0, 1, 1]  # the first row is kept
     assert found["coarse"].shape == found["accuracy"].shape == (12, 2, 2, 1)
     assert (found["coarse"] >= found["accuracy"]).all()
     assert found["coarse_names"] == ["dark", "bright"]

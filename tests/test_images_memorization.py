@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from experiments.images import memorization as experiment
-from molrg import images
 from molrg.learning import training
 
 SIZES = experiment.settings("digits", "sizes", "small", seeds=2, smoke=True)
@@ -99,7 +98,7 @@ def test_wrong_parameters_stop_the_run_before_any_work(tmp_path: Path) -> None:
         ({"model": "cnn"}, "model must be 'mlp' or 'unet'"),
         ({"seeds": 0}, "seeds must be an integer >= 1"),
         ({"sizes": [16, 2000]}, "sizes must be an integer from 2 to 1237, got 2000"),
-        ({"shrink": 9}, "shrink must be an integer from 1 to 8"),
+        ({"shrink": 3}, "factor must divide height and width of digits, 8 x 8, got 3"),
         ({"steps": [100, 20]}, "steps must rise"),
         ({"test_samples": 5}, "test_samples must be an integer >= 10"),
     ):
@@ -117,16 +116,6 @@ def test_the_published_scale_is_what_the_page_says() -> None:
     assert (full["widths"], full["shrink"], full["sizes"][-1]) == ([32, 64], 1, 2**15)
     times = experiment.settings("cifar10", "times", "full", 1, False)
     assert (times["sizes"], times["model"]) == ([4096], "unet")
-
-
-def test_shrunk_images_are_averages_of_squares() -> None:
-    data = images.load("digits")
-    half = experiment.shrunk(data, 2)
-    square = data.test_images[3].reshape(8, 8)[2:4, 4:6]
-    assert half.shape == (1, 4, 4)
-    assert half.test_images[3].reshape(4, 4)[1, 2].item() == pytest.approx(square.mean().item(), abs=1e-6)
-    assert half.digest != data.digest
-    assert experiment.shrunk(data, 1) is data
 
 
 def accuracy(mean: list[float], seeds: int, spread: float, seed: int) -> np.ndarray:

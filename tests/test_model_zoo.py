@@ -190,8 +190,15 @@ def test_averaged_images_are_means_of_blocks() -> None:
     small = image_data.averaged(data, 2, "small")
     block = data.train_images[5].reshape(8, 8)[2:4, 4:6].mean()
     torch.testing.assert_close(small.train_images[5].reshape(4, 4)[1, 2], block)
-    with pytest.raises(ValueError, match="divide"):
-        image_data.averaged(data, 3, "odd")
+    assert (small.shape, small.name, image_data.averaged(data, 2).name) == (
+        (1, 4, 4),
+        "small",
+        "digits, 4 x 4",
+    )
+    assert small.digest != data.digest
+    assert image_data.averaged(data, 1) is data
+    with pytest.raises(ValueError, match="divide height and width of digits, 8 x 8, got 3"):
+        image_data.averaged(data, 3)
 
 
 def test_a_gaussian_surrogate_has_the_moments_of_the_images() -> None:

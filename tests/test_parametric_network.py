@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from compendium import results
+from experiments.learned import bench
 from experiments.learned import parametric_network as experiment
 from molrg import MoLRG, snr
 from molrg.learning.networks import SubspaceDenoiser
@@ -129,7 +130,7 @@ def test_neighbourhoods_lie_in_the_classes() -> None:
     x0, _ = mixture.sample(2000, generator=generator(1))
     denoiser = SubspaceDenoiser(30, 4, 3, 0.2)
     with torch.no_grad():
-        denoiser.basis.copy_(experiment._neighbourhoods(x0, 4, 3, generator(2)))
+        denoiser.basis.copy_(bench.neighbourhoods(x0, [3] * 4, len(x0) // 4, generator(2)))
     assert experiment._recovery(mixture, denoiser) > 0.9
 
 

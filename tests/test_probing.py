@@ -93,15 +93,14 @@ def test_reader_agrees_with_a_second_route() -> None:
     assert best - 0.1 <= found["linear"][0, 1, 0, layer] <= best + 0.03
 
 
-def test_pooled_takes_maps_tokens_and_vectors() -> None:
+def test_layers_are_averaged_until_few_features_are_left() -> None:
     maps = torch.arange(2 * 3 * 8 * 8.0).reshape(2, 3, 8, 8)
     expected = functional.avg_pool2d(maps, 2).flatten(1)
-    torch.testing.assert_close(probing.pooled(maps), expected)
-    torch.testing.assert_close(probing.pooled(maps.flatten(2).mT), expected)  # tokens row by row
-    assert probing.pooled(torch.zeros(2, 5, 7)).shape == (2, 7)  # no square of tokens
-    assert probing.pooled(torch.zeros(2, 128, 7, 7)).shape == (2, 512)
-    assert probing.pooled(torch.zeros(2, 600, 7, 7)).shape == (2, 600)
-    assert probing.pooled(torch.zeros(2, 9)).shape == (2, 9)
+    torch.testing.assert_close(probing._pooled(maps), expected)
+    torch.testing.assert_close(probing._pooled(maps.flatten(2).mT), expected)  # tokens row by row
+    assert probing._pooled(torch.zeros(2, 128, 7, 7)).shape == (2, 512)
+    assert probing._pooled(torch.zeros(2, 600, 7, 7)).shape == (2, 600)
+    assert probing._pooled(torch.zeros(2, 9)).shape == (2, 9)
 
 
 def test_a_stopped_run_goes_on(

@@ -313,7 +313,7 @@ def test_other_shapes_than_the_model_s_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(N, 3072\) for images of shape \(3, 32, 32\), got \(2, 784\)"):
         denoiser(drawn(2, 784), 0.3)
     diffusers.DiTPipeline(tiny_dit(), tiny_vae(), diffusers.DDIMScheduler()).save_pretrained(tmp_path / "dit")
-    with pytest.raises(ValueError, match=r"works on latents: encode the images with published\.latents"):
+    with pytest.raises(ValueError, match=r"works on latents: encode the images with molrg\.images\.latents"):
         published.load(tmp_path / "dit", SHAPE)
     with pytest.raises(ValueError, match=r"works on latents"):  # as the pipeline's folder says
         published.load(tmp_path / "dit" / "transformer", SHAPE)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.learned import bench
 from experiments.learned import published_tables as experiment
 from experiments.theory import relaxations
 from molrg.learning.networks import subspace_denoise
@@ -193,7 +194,7 @@ def test_neighbourhoods_hold_the_larger_class_first() -> None:
     setting = experiment.SETTINGS["orthogonal"]
     mixture = experiment._mixture(setting, generator())
     x0, _ = mixture.sample(4000, generator=generator(1))
-    basis = experiment._neighbourhoods(x0, setting.blocks, generator(2)).expand(1, 1, -1, -1)
+    basis = bench.neighbourhoods(x0, setting.blocks, len(x0) // 10, generator(2)).expand(1, 1, -1, -1)
     assert (experiment._held(setting, basis, [mixture])[0, 0].diagonal() > 4.5).all()
 
 

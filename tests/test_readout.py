@@ -1,4 +1,4 @@
-"""What is read out of networks' blocks: stratified draws, controls, and the same answer by another route."""
+"""What is read out of networks' blocks: controls, and the same answer by another route."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.images import image_data, readout
+from experiments.images import image_data, probe_sets, readout
 from molrg.images import zoo
 
 SMALL: dict[str, Any] = {"labels": 200, "validation": 100, "tests": 150, "levels": (0.1, 1.0)}
@@ -35,25 +35,13 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> zoo.Precondition
     return zoo.load("digits").denoiser
 
 
-def test_draws_hold_as_many_of_each_class() -> None:
-    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    chosen = readout.draw(labels, 60, 3, seed=0)
-    assert torch.bincount(labels[chosen]).tolist() == [20, 20, 20]
-    assert len(set(chosen.tolist())) == 60
-    assert torch.equal(chosen, readout.draw(labels, 60, 3, seed=0))
-    assert not torch.equal(chosen, readout.draw(labels, 60, 3, seed=1))
-    with pytest.raises(ValueError, match="at most 3 times the 20 images of class 2, got 63"):
-        readout.draw(labels, 63, 3, seed=0)
-    with pytest.raises(ValueError, match="multiple of the 3 classes"):
-        readout.draw(labels, 31, 3, seed=0)
-
-
 def test_the_readout_is_the_nearest_mean_of_whitened_features_taken_by_hand(
     shipped: zoo.Preconditioned, tmp_path: Path
 ) -> None:
     found = readout.run("digits", (32, 48), 64, 0, **SMALL, workdir=tmp_path / "1")
     data = image_data.get("digits")
-    known = readout.draw(data.train_labels, 300, 10, seed=0)
+    counts = probe_sets.equal(data.train_labels, 300, data.class_names)
+    known = probe_sets.draw(data.train_labels, counts, torch.Generator().manual_seed(0))
     x0 = torch.cat([data.train_images[known], data.test_images[:150]])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     kept: dict[str, torch.Tensor] = {}

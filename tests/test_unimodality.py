@@ -9,7 +9,6 @@ import pytest
 from experiments.theory import one_peak
 from experiments.theory import unimodality as experiment
 from molrg import snr
-from molrg.snr import integrals
 
 
 def test_certificates_and_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +51,7 @@ def test_scan_sees_other_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     def wavy(k: int, d: int, delta: float, levels: np.ndarray, noisy_input: bool) -> torch.Tensor:
         return torch.from_numpy((2 + np.sin(8 * np.log(levels))) / ((k - 1) * delta**2))
 
-    monkeypatch.setattr(integrals, "exact", wavy)
+    monkeypatch.setattr(snr, "exact", wavy)
     found = experiment.scan([2], [1], [0.5], 0.5, 3, 60, Path())
     assert found["maxima"].item() == 3
     assert found["margin"].item() < -1e3

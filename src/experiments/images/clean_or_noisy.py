@@ -1,8 +1,9 @@
-r"""Real images: a denoiser that is told one noise level and given another, for every pair of the two.
+r"""Real images: a denoiser at one conditioning level on input of another noise level, for all pairs.
 
-An image gets the noise s, x_s = x_0 + s eps, and the denoiser is told sigma: f(x_s, sigma). Training has
-s = sigma (matched), features are often read with s = 0 (clean). Linear probes read the activations of each
-pair. Probes are fitted afresh for each pair, to images with the same s and sigma as those they are tested on.
+An image gets the noise s, x_s = x_0 + s eps, and the denoiser the conditioning level sigma: f(x_s, sigma).
+Training has s = sigma (matched), features are often read with s = 0 (clean). Linear probes read the
+activations of each pair. Probes are fitted afresh for each pair, to images with the same s and sigma as those
+they are tested on.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compendium import resume
 from experiments.images import denoisers
-from experiments.images.denoised import load, save
 from molrg import images
 from molrg.measuring import features, probes
 from molrg.support.checks import integer, noise_levels, nonnegative
@@ -72,19 +73,13 @@ def run(
     layers = layers[len(layers) // 2 :]
     parts = _Parts(data, draws, train_size, test_size)
     folder = Path(workdir) / data.digest[:16]
-    rows = []
-    for place, added in enumerate(inputs):
-        file = folder / f"input-{place}.npz"
-        if not file.exists():
-            cells = [parts.probed(network, added, level, layers) for level in kept]
-            save(file, {key: np.stack([cell[key] for cell in cells], 1) for key in cells[0]})
-        rows.append(load(file))
-    file = folder / "pixels.npz"
-    if not file.exists():
-        save(file, {"pixels": np.stack([parts.pixels(added) for added in inputs], 1)})
+    rows = [
+        resume.arrays(folder / f"input-{i}.npz", parts.probed, network, added, kept, layers)
+        for i, added in enumerate(inputs)
+    ]
     return {
         **{key: np.stack([row[key] for row in rows], 1) for key in rows[0]},
-        **load(file),
+        **resume.arrays(folder / "pixels.npz", parts.pixels, inputs),
         "layers": list(layers),
         "inputs": [float(value) for value in inputs],
         "levels": kept,
@@ -130,17 +125,20 @@ class _Parts:
         )
 
     def probed(
-        self, network: nn.Module, added: float, level: float, layers: Sequence[str]
+        self, network: nn.Module, added: float, levels: Sequence[float], layers: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Accuracies with input noise `added`, told `level`; arrays end in the axis L."""
-        x = self.x0 + added * self.eps
-        found = features.extract(network, x, level, layers, batch_size=64, reduce=features.grid_mean(4))
-        columns = [self._read(found.pop(name)) for name in layers]
-        return {key: np.stack([column[key] for column in columns], -1) for key in columns[0]}
+        """Figures of features with input noise `added`; after D come the axes S and L."""
+        x, rows = self.x0 + added * self.eps, []
+        for level in levels:
+            found = features.extract(network, x, level, layers, batch_size=64, reduce=features.grid_mean(4))
+            columns = [self._read(found.pop(name)) for name in layers]
+            rows.append({key: np.stack([column[key] for column in columns], -1) for key in columns[0]})
+        return {key: np.stack([row[key] for row in rows], 1) for key in rows[0]}
 
-    def pixels(self, added: float) -> np.ndarray:
-        """Accuracies on the images with noise `added` themselves, (D * BLOCKS,)."""
-        return self._read(self.x0 + added * self.eps)["accuracy"]
+    def pixels(self, inputs: Sequence[float]) -> dict[str, np.ndarray]:
+        """Accuracies on the noisy images themselves, (D * BLOCKS, T)."""
+        rows = [self._read(self.x0 + added * self.eps)["accuracy"] for added in inputs]
+        return {"pixels": np.stack(rows, 1)}
 
     def _read(self, values: Tensor) -> dict[str, np.ndarray]:
         """Fit and test the probes of all draws on values (N, D)."""

@@ -9,7 +9,6 @@ Beside the network stand two denoisers of the same training images in closed for
 their mean and covariance (Wiener's filter), and that of a mixture of low-rank Gaussians, one for each class.
 """
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compendium import resume
 from experiments.images import denoisers
+from experiments.rounding import significant
 from molrg import images
 from molrg.measuring import features, probes
 from molrg.model import noise
 from molrg.model.mixture import LowRankMixture
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer, noise_levels
 
 __all__ = [
@@ -45,10 +45,8 @@ __all__ = [
     "fine_first",
     "fit_mixture",
     "half_level",
-    "load",
     "principal",
     "run",
-    "save",
     "settings",
     "strip",
     "strip_settings",
@@ -122,21 +120,18 @@ def run(
     # Drawn, since a file may have its classes one after the other.
     order = torch.randperm(len(data.test_images), generator=torch.Generator().manual_seed(0))
     size = min(test_samples, len(order)) // BLOCKS
-    blocks = []
-    for block in range(BLOCKS):
-        file = folder / f"block-{block}.npz"
-        if not file.exists():
-            rows = order[block * size : (block + 1) * size]
-            compared: list[nn.Module | Denoiser] = [network, gaussian, mixture.posterior_mean]
-            save(file, _block(compared, pieces, classifier, data, rows, kept, block))
-        blocks.append(load(file))
+    compared: list[nn.Module | Denoiser] = [network, gaussian, mixture.posterior_mean]
+    blocks = [
+        resume.arrays(folder / f"block-{i}.npz", _block, compared, pieces, classifier, data, rows, kept, i)
+        for i, rows in enumerate(order[: BLOCKS * size].split(size))
+    ]
     stacked = {key: np.stack([each[key] for each in blocks]) for key in blocks[0]}
     return {
-        **{key: _rounded(np.moveaxis(stacked[key], 0, 1)) for key in ("power", "cross")},
-        "clean": _rounded(stacked["clean"]),
+        **{key: significant(np.moveaxis(stacked[key], 0, 1)) for key in ("power", "cross")},
+        "clean": significant(stacked["clean"]),
         "fixed": np.moveaxis(stacked["fixed"], 0, 1),
         "fixed_clean": stacked["fixed_clean"],
-        "distance": _rounded(np.moveaxis(stacked["distance"], 0, 2)),
+        "distance": significant(np.moveaxis(stacked["distance"], 0, 2)),
         "num_bands": pieces.num_bands,
         "num_directions": pieces.num_directions,
         "band_edges": list(BANDS[: pieces.num_bands]),
@@ -412,21 +407,3 @@ def _block(
         "distance": np.moveaxis(np.reshape(distance, (*grid, len(compared), 2)), (2, 3), (0, 1)),
         "fixed_clean": np.array(classifier.accuracy(x0[None], labels)[0].item()),
     }
-
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """Five significant digits."""
-    return np.array([float(f"{v:.5g}") for v in values.flat]).reshape(values.shape)
-
-
-def save(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays to an .npz in one stroke."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    write_atomically(file, content.getvalue())
-
-
-def load(file: Path) -> dict[str, np.ndarray]:
-    """Read what `save` wrote."""
-    with np.load(file, allow_pickle=False) as stored:
-        return dict(stored)

@@ -3,10 +3,13 @@
     data, denoiser, losses = denoisers.get(images.load("digits"), "unet", seed=0, smoke=True)
 
 A trained network is kept in `paths.networks_folder()` under a digest of its data, its settings and the code
-that trains it, so that it is taken up only where training would give the same again.
+that trains it, so that it is taken up only where training would give the same again. Trainings that are meant
+for a GPU do not start on a processor, unless MOLRG_ALLOW_CPU=1 says so.
 """
 
 import hashlib
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +35,7 @@ __all__ = [
     "levels_line",
     "place",
     "reads_many",
+    "refuse_days",
     "small_data",
     "trained",
     "usable_levels",
@@ -124,29 +128,31 @@ def levels_line(model: str, levels: Sequence[float], left_out: Sequence[float]) 
 
     A published model's timestep stands beside each level.
     """
-    told = [f"{level:g}" for level in levels]
+    words = [f"{level:g}" for level in levels]
     if model not in MODELS:
         steps = published.timesteps(published.levels_of(model), levels, model).tolist()
-        told = [f"{level} (t = {step:.1f})" for level, step in zip(told, steps, strict=True)]
+        words = [f"{level} (t = {step:.1f})" for level, step in zip(words, steps, strict=True)]
     rest = ", ".join(f"{level:g}" for level in left_out)
     outside = f"; left out, as it was not trained on them: {rest}" if rest else ""
-    return f"noise levels sigma: {', '.join(told)}{outside}"
+    return f"noise levels sigma: {', '.join(words)}{outside}"
 
 
-def build(data: Images, model: str, width: int, depth: int, seed: int) -> networks.Preconditioned:
+def build(
+    data: Images, model: str, width: int, depth: int, seed: int, multipliers: Sequence[int] | None = None
+) -> networks.Preconditioned:
     """Return an untrained denoiser of `data`.
 
-    model is `mlp` (`depth` residual blocks of `width`), `unet` (`width` channels at the top of three levels
-    of 1, 2 and 4 times as many, `depth` layers in each block), `dit` (`depth` blocks of `width` channels on
-    patches of 4 x 4 pixels, 2 x 2 for sides below 16), `unet-36m` (as `unet`, four levels of 1, 2, 2 and 2)
-    or `dit-b` (as `dit`, on patches of 2 x 2).
+    model is `mlp` (`depth` residual blocks of `width`), `unet` (levels of `multipliers` times `width`
+    channels, 1, 2 and 4 times by default, `depth` layers in each block), `dit` (`depth` blocks of `width`
+    channels on patches of 4 x 4 pixels, 2 x 2 for sides below 16), `unet-36m` (as `unet`, four levels of 1,
+    2, 2 and 2) or `dit-b` (as `dit`, on patches of 2 x 2).
     """
     generator = torch.Generator().manual_seed(integer("seed", seed, 0))
     inner: nn.Module
     if choice("model", model, MODELS) == "mlp":
         inner = networks.MLP(data.dim, width, depth, generator=generator)
     elif model in ("unet", "unet-36m"):
-        multipliers = (1, 2, 4) if model == "unet" else (1, 2, 2, 2)
+        multipliers = multipliers or ((1, 2, 4) if model == "unet" else (1, 2, 2, 2))
         inner = image_networks.unet(data.shape, width, multipliers, depth, generator=generator)
     else:
         patch = 4 if model == "dit" and min(data.shape[1:]) >= 16 else 2
@@ -162,10 +168,14 @@ def trained(
     Noise levels are spread a little wider and higher than EDM's; the step size, 1e-3 at most, falls along a
     cosine. On CUDA products are taken in bfloat16. A run that was stopped goes on.
 
-    Raises ValueError for arguments outside their ranges.
+    Raises ValueError for arguments outside their ranges, RuntimeError as `refuse_days`.
     """
+    file = place(data, model, width, depth, steps, batch_size, seed)
+    denoiser = build(data, model, width, depth, seed)
+    if not file.exists():
+        refuse_days(denoiser, data, steps * batch_size)
     return training.train(
-        build(data, model, width, depth, seed),
+        denoiser,
         data.train_images,
         noise.LogNormal(-0.8, 1.4),
         steps=steps,
@@ -175,8 +185,26 @@ def trained(
         precision="bfloat16" if devices.best().type == "cuda" else "full",
         generator=torch.Generator().manual_seed(seed),
         device=devices.best(),
-        checkpoint=place(data, model, width, depth, steps, batch_size, seed),
+        checkpoint=file,
         checkpoint_every=100,
+    )
+
+
+def refuse_days(denoiser: nn.Module, data: Images, images: int) -> None:
+    """Raise RuntimeError where a training that sees `images` images would take days.
+
+    That is without a GPU, from ten million images on, unless the environment variable MOLRG_ALLOW_CPU is 1.
+    The message says the hours, by the time that the gradient of one image takes here.
+    """
+    if images < 10_000_000 or devices.best().type != "cpu" or os.environ.get("MOLRG_ALLOW_CPU") == "1":
+        return
+    began = time.perf_counter()
+    denoiser(data.train_images[:4], 1.0).square().mean().backward()
+    hours = (time.perf_counter() - began) / 4 * images / 3600
+    raise RuntimeError(
+        f"training on {data.name} for {images:,} images is meant for a GPU, and there is none here: it would "
+        f"take about {hours:,.0f} hours. Choose a smaller model, run it on a machine with a GPU, or set "
+        "MOLRG_ALLOW_CPU=1 to start all the same"
     )
 
 

@@ -73,21 +73,26 @@ def get(name: str) -> Images:
     return _over(get("garments"), kind, float(delta), name)
 
 
-def averaged(data: Images, factor: int, name: str) -> Images:
-    """Return images whose pixels are the means of `factor` x `factor` pixels of `data`.
+def averaged(data: Images, factor: int, name: str | None = None) -> Images:
+    """Return images whose pixels are the means of `factor` x `factor` pixels of `data`; for 1, `data`.
 
     Raises ValueError unless factor divides height and width.
     """
     channels, height, width = data.shape
     if factor < 1 or height % factor or width % factor:
-        raise ValueError(f"factor must divide height and width of {data.shape}, got {factor}")
+        raise ValueError(
+            f"factor must divide height and width of {data.name}, {height} x {width}, got {factor}: "
+            "bring the images to another size"
+        )
+    if factor == 1:
+        return data
     shape = (channels, height // factor, width // factor)
 
-    def smaller(x: Tensor) -> Tensor:
-        blocks = x.reshape(-1, channels, height // factor, factor, width // factor, factor)
-        return blocks.mean((3, 5)).flatten(1)
-
-    return _changed(data, name, smaller(data.train_images), smaller(data.test_images), shape)
+    train, test = (
+        torch.nn.functional.avg_pool2d(x.unflatten(1, data.shape), factor).flatten(1)
+        for x in (data.train_images, data.test_images)
+    )
+    return _changed(data, name or f"{data.name}, {shape[1]} x {shape[2]}", train, test, shape)
 
 
 def gaussian_surrogate(data: Images, by_class: bool, name: str) -> Images:
@@ -151,12 +156,12 @@ def backgrounds(kind: str, count: int, side: int, train: bool, seed: int) -> tup
 
 def _over(data: Images, kind: str, delta: float, name: str) -> Images:
     side = data.shape[1]
-    added = [
-        part + delta * backgrounds(kind, len(part), side, train, seed)[0]
-        for part, train, seed in ((data.train_images, True, 1), (data.test_images, False, 2))
-    ]
+    train, test = (
+        part + delta * backgrounds(kind, len(part), side, training, seed)[0]
+        for part, training, seed in ((data.train_images, True, 1), (data.test_images, False, 2))
+    )
     also = () if kind == "white" else (get("natural-16").digest,)
-    return _changed(data, name, *added, data.shape, made_with=also)
+    return _changed(data, name, train, test, data.shape, made_with=also)
 
 
 def _hold_out(data: Images, name: str) -> Images:

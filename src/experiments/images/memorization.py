@@ -6,9 +6,8 @@ memorization, in closed form), the images it generates (are they copies? how far
 that of real images?), and linear probes of its layers over the noise level on images it never saw.
 """
 
-import io
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compendium import resume
+from experiments.images import denoisers, image_data
 from molrg import images
-from molrg.images import image_networks, sampling
+from molrg.images import sampling
 from molrg.learning import networks, training
 from molrg.measuring import features, probes
 from molrg.model import noise
 from molrg.model.memorizing import EmpiricalDenoiser
 from molrg.support import devices
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import choice, integer
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "SHOWN",
     "Shape",
     "accuracy",
-    "build",
     "frechet_distance",
     "gl_score",
     "nearest_two",
@@ -44,7 +43,6 @@ __all__ = [
     "run",
     "settings",
     "shape",
-    "shrunk",
 ]
 
 MODELS = ("mlp", "unet")
@@ -109,36 +107,33 @@ def run(
     integer("test_samples", test_samples, BLOCKS)
     if list(steps) != sorted(set(steps)):
         raise ValueError(f"steps must rise, got {list(steps)}")
-    data = shrunk(images.load(dataset), shrink)
+    data = image_data.averaged(images.load(dataset), integer("shrink", shrink, 1))
     most = len(data.train_images) - integer("probe_samples", probe_samples, 20)
     for size in sizes:
         integer("sizes", size, 2, most)
+    fresh = [_build(data, model, width, depth, 0) for width in widths]
+    denoisers.refuse_days(fresh[-1], data, steps[-1] * batch_size)
     found: dict[tuple[int, ...], dict[str, Any]] = {}
     folder = Path(workdir) / data.digest[:16]
     for seed, (n, size) in product(range(seeds), enumerate(sizes)):
         case = _Case(data, size, levels, probe_samples, test_samples, generated, seed)
-        found[seed, n] = _kept(folder / f"memory-{size}-{seed}.npz", case.memory)
+        found[seed, n] = resume.arrays(folder / f"memory-{size}-{seed}.npz", case.memory)
         for (w, width), (t, done) in product(enumerate(widths), enumerate(steps)):
             name = f"{model}-{width}-{size}-{seed}"
-
-            def measured(case: _Case = case, width: int = width, done: int = done, name: str = name) -> Any:
-                denoiser = build(data, model, width, depth, case.seed)
-                return case.figures(
-                    training.train(
-                        denoiser,
-                        case.training_images,
-                        noise.LogNormal(-0.8, 1.4),
-                        steps=done,
-                        batch_size=batch_size,
-                        lr=lr,
-                        ema=0.995,
-                        generator=torch.Generator().manual_seed(case.seed),
-                        device=devices.best(),
-                        checkpoint=folder / f"{name}.safetensors",
-                    ).denoiser
-                )
-
-            found[seed, n, w, t] = _kept(folder / f"{name}-{done}.npz", measured)
+            train = partial(
+                training.train,
+                _build(data, model, width, depth, seed),
+                case.training_images,
+                noise.LogNormal(-0.8, 1.4),
+                steps=done,
+                batch_size=batch_size,
+                lr=lr,
+                ema=0.995,
+                generator=torch.Generator().manual_seed(seed),
+                device=devices.best(),
+                checkpoint=folder / f"{name}.safetensors",
+            )
+            found[seed, n, w, t] = resume.arrays(folder / f"{name}-{done}.npz", case.figures, train)
     axes = [range(seeds), range(len(widths)), range(len(sizes)), range(len(steps))]
     value: dict[str, Any] = {}
     for key in ("correct", "loss", "to_memory", "nearest", "frechet"):
@@ -153,9 +148,9 @@ def run(
         **{key: np.round(each, 5) if each.dtype == np.float64 else each for key, each in value.items()},
         "strip": _grid(strips, len(widths), len(few), len(steps)),
         "strip_sizes": [sizes[n] for n in few],
-        "readouts": list(readouts(build(data, model, widths[0], depth, 0))),
+        "readouts": list(readouts(fresh[0])),
         "widths": list(widths),
-        "weights": [sum(p.numel() for p in build(data, model, w, depth, 0).parameters()) for w in widths],
+        "weights": [sum(p.numel() for p in each.parameters()) for each in fresh],
         "sizes": list(sizes),
         "steps": list(steps),
         "levels": [float(level) for level in levels],
@@ -209,37 +204,10 @@ def settings(dataset: str, study: str, scale: str, seeds: int, smoke: bool) -> d
     return {"dataset": dataset, **chosen, "seeds": seeds}
 
 
-def build(data: images.Images, model: str, width: int, depth: int, seed: int) -> networks.Preconditioned:
-    """Return an untrained denoiser of `data`; see `run`."""
-    generator = torch.Generator().manual_seed(seed)
-    inner: nn.Module
-    if choice("model", model, MODELS) == "mlp":
-        inner = networks.MLP(data.dim, width, depth, generator=generator)
-    else:
-        multipliers = (1, 2) if min(data.shape[1:]) < 16 else (1, 2, 4)
-        inner = image_networks.unet(data.shape, width, multipliers, depth, generator=generator)
-    return networks.Preconditioned(inner, float(data.train_images.std()))
-
-
-def shrunk(data: images.Images, factor: int) -> images.Images:
-    """Return `data` with every `factor` x `factor` pixels averaged into one."""
-    if integer("shrink", factor, 1, min(data.shape[1:])) == 1:
-        return data
-    channels, height, width = data.shape
-
-    def averaged(pictures: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(pictures.unflatten(1, data.shape), factor).flatten(1)
-
-    return images.Images(
-        name=f"{data.name}, {height // factor} x {width // factor}",
-        shape=(channels, height // factor, width // factor),
-        train_images=averaged(data.train_images),
-        train_labels=data.train_labels,
-        test_images=averaged(data.test_images),
-        test_labels=data.test_labels,
-        class_names=data.class_names,
-        digest=f"{factor}-{data.digest}",
-    )
+def _build(data: images.Images, model: str, width: int, depth: int, seed: int) -> networks.Preconditioned:
+    """An untrained denoiser; small images have a UNet of two levels, not three."""
+    multipliers = (1, 2) if min(data.shape[1:]) < 16 else (1, 2, 4)
+    return denoisers.build(data, model, width, depth, seed, multipliers)
 
 
 def readouts(denoiser: nn.Module) -> tuple[str, ...]:
@@ -433,8 +401,9 @@ class _Case:
             "pixels": self._correct(self.held, self.fresh),
         }
 
-    def figures(self, denoiser: nn.Module) -> dict[str, Any]:
-        """Figures of a trained denoiser."""
+    def figures(self, train: Callable[[], training.Trained]) -> dict[str, Any]:
+        """Figures of the denoiser that `train` returns."""
+        denoiser = train().denoiser
         layers = readouts(denoiser)
         correct = np.empty((len(INPUTS), len(self.levels), len(layers), BLOCKS), np.int16)
         loss, to_memory = (np.empty((len(SETS), len(self.levels))) for _ in range(2))
@@ -481,13 +450,3 @@ def _error(first: Tensor, second: Tensor) -> float:
 
 def _grid(parts: Sequence[np.ndarray], *axes: int) -> np.ndarray:
     return np.stack(parts).reshape(*axes, *parts[0].shape)
-
-
-def _kept(file: Path, compute: Any) -> dict[str, Any]:
-    """What `file` holds, or else what `compute` returns, which is then kept there."""
-    if not file.exists():
-        content = io.BytesIO()
-        np.savez(content, **compute())
-        write_atomically(file, content.getvalue())
-    with np.load(file, allow_pickle=False) as stored:
-        return dict(stored)

@@ -7,8 +7,7 @@
 A training is known by its data, its recipe in words and its seed; the digest of its code is recorded, but
 code may move and change its names. Each goes on from its last checkpoint after any interruption. Snapshots
 are taken on the way: from the plateau of the step size a branch ends in the snapshot by a fall of its own,
-while the training itself goes on from where the branch began. What is trained is kept in the user's cache
-folder, or in MOLRG_NETWORKS.
+while the training itself goes on from where the branch began.
 """
 
 import argparse
@@ -34,6 +33,7 @@ import torch
 from torch import nn
 
 from compendium import code_digest
+from compendium.paths import networks_folder
 from experiments.images import image_data
 from molrg.images import Images, sampling, zoo
 from molrg.learning import checkpoints, networks, recipe
@@ -49,7 +49,6 @@ __all__ = [
     "TRAININGS",
     "Training",
     "build",
-    "cache",
     "chosen",
     "folder",
     "held_out_losses",
@@ -113,13 +112,6 @@ TRAININGS = (
 """All trainings, the most valuable first; the last one continues the first."""
 
 
-def cache() -> Path:
-    """Return the folder of what is trained: MOLRG_NETWORKS, or `molrg/networks` in the user's cache."""
-    own = os.environ.get("MOLRG_NETWORKS")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own).resolve() if own else base / "molrg" / "networks"
-
-
 def build(network: str, data: Images, seed: int) -> networks.Preconditioned:
     """Return the untrained network of a training."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +126,7 @@ def known_as(training: Training, data: Images) -> str:
 def folder(training: Training, data: Images) -> Path:
     """Return the folder of a training's checkpoint and snapshots."""
     key = hashlib.sha256(known_as(training, data).encode()).hexdigest()[:12]
-    return cache() / f"{training.name}-{key}"
+    return networks_folder() / f"{training.name}-{key}"
 
 
 def train(training: Training, wait: bool = True) -> None:

@@ -7,9 +7,7 @@ classifiers, for fine and for coarse labels, by the class SNR of the features, a
 by classifiers that are fitted afresh at each level or once for all.
 """
 
-import io
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compendium import results
+from compendium import results, resume
 from experiments.images import denoisers
 from molrg import images
 from molrg.images import network_layers
 from molrg.measuring import features, probes, subspaces
 from molrg.model import noise
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer
 
 __all__ = [
@@ -37,7 +34,6 @@ __all__ = [
     "layers_of",
     "peak_level",
     "plain",
-    "pooled",
     "run",
     "settings",
     "shape",
@@ -49,7 +45,8 @@ FIGURES = ("linear", "linear_train", "subspace", "snr", "csnr")
 """What is measured at each layer; see `run`."""
 
 _SUBSPACE_RANK = 5  # as published
-_WIDEST = 512  # features of a layer that a probe reads: maps are averaged until no more are left
+_WIDEST = 512  # features of a layer that a probe reads: maps are averaged until no more are left,
+_MOST_PLACES = 4  # and at least over a grid of 4 x 4
 _L2_GRID = (3e-1, 3e-2, 3e-3)
 _LARGEST = 1024  # values of an image that a linear probe reads
 _FILTERS, _PATCH = 32, 5  # of the classifier of denoised images
@@ -94,14 +91,13 @@ def run(
     data = images.load(dataset)
     data, denoiser, _ = denoisers.get(data, model, seed, smoke)
     within = list(denoisers.usable_levels(denoiser, levels))
-    runs = []
-    for draw in range(draws):
-        file = Path(workdir) / data.digest[:16] / f"draw-{draw}.npz"
-        if not file.exists():
-            reader = Reader(denoiser, data, probe_samples, test_samples, 1000 * seed + draw)
-            _save(file, reader.figures(within))
-        with np.load(file, allow_pickle=False) as stored:
-            runs.append(dict(stored))
+    folder, sizes = Path(workdir) / data.digest[:16], (probe_samples, test_samples)
+    runs = [
+        resume.arrays(
+            folder / f"draw-{i}.npz", Reader(denoiser, data, *sizes, 1000 * seed + i).figures, within
+        )
+        for i in range(draws)
+    ]
     named = layers_of(denoiser)
     return {
         **{key: np.round(np.stack([each[key] for each in runs]), 5) for key in runs[0]},
@@ -148,30 +144,25 @@ def best_probe(
     named = layers_of(denoiser).items()
     layers = [name for name, kind in named if kind == "block" or (kind == "decoder" and "resnets" in name)]
     folder = Path(workdir) / data.digest[:16]
-    parts = []
-    for part, pictures in (("train", data.train_images), ("test", data.test_images)):
-        parts.append(_on_grid(denoiser, pictures, level, layers, folder / part))
-    train, test = parts
-    found: dict[str, list[float]] = {"accuracy": [], "accuracy_train": [], "dims": []}
+    train, test = (
+        _on_grid(denoiser, pictures, level, layers, folder / part)
+        for part, pictures in (("train", data.train_images), ("test", data.test_images))
+    )
+
+    def read(chosen: Sequence[str]) -> dict[str, float]:
+        z = torch.cat([train[each] for each in chosen], 1)[None]
+        fit = _fit(z, data.train_labels, data.num_classes, 0, (1e-1, 1e-2, 1e-3))
+        found = {"accuracy_train": fit.accuracy(z, data.train_labels).item(), "dims": z.shape[2]}
+        del z
+        zt = torch.cat([test[each] for each in chosen], 1)[None]
+        return found | {"accuracy": fit.accuracy(zt, data.test_labels).item()}
+
     readings = [([name], name) for name in layers] + [(layers, "all")]
-    for chosen, name in readings:
-        file = folder / f"{name}.npz"
-        if not file.exists():
-            z = torch.cat([train[each] for each in chosen], 1)[None]
-            fit = _fit(z, data.train_labels, data.num_classes, 0, (1e-1, 1e-2, 1e-3))
-            accuracy_train, dims = fit.accuracy(z, data.train_labels).item(), z.shape[2]
-            del z
-            zt = torch.cat([test[each] for each in chosen], 1)[None]
-            accuracy = fit.accuracy(zt, data.test_labels).item()
-            _save(file, {"accuracy": accuracy, "accuracy_train": accuracy_train, "dims": dims})
-        with np.load(file, allow_pickle=False) as stored:
-            for key in found:
-                found[key].append(stored[key].item())
+    found = [resume.values(folder / f"{name}.json", read, chosen) for chosen, name in readings]
     pixels = _fit(_small(data, data.train_images)[None], data.train_labels, data.num_classes, 0)
     return {
-        "accuracy": np.round(found["accuracy"], 5),
-        "accuracy_train": np.round(found["accuracy_train"], 5),
-        "dims": found["dims"],
+        **{key: np.round([each[key] for each in found], 5) for key in ("accuracy", "accuracy_train")},
+        "dims": [each["dims"] for each in found],
         "pixels": round(pixels.accuracy(_small(data, data.test_images)[None], data.test_labels).item(), 5),
         "layers": layers,
         "level": float(level),
@@ -347,7 +338,7 @@ class Reader:
         """Return the layers' features and the denoised images of one forward pass."""
         noised = self.pictures[part] + added * self.noise[part] if added else self.pictures[part]
         names = [*self.layers, features.DENOISED]
-        return features.extract(self.denoiser, noised, level, names, batch_size=64, reduce=pooled)
+        return features.extract(self.denoiser, noised, level, names, batch_size=64, reduce=_pooled)
 
     def _layers(self, train: dict[str, Tensor], test: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Return FIGURES, each (G, L), of the layers' features; those of one width are fitted together."""
@@ -424,23 +415,11 @@ class _Description:
         return torch.cat(found)
 
 
-def pooled(activations: Tensor, places: int | None = None) -> Tensor:
-    """Average maps (B, C, H, W) over a grid of places x places and flatten them; keep vectors (B, C).
-
-    Tokens (B, T, C) are maps where T is a square. places is by default the largest number up to 4 that
-    leaves at most 512 features.
-    """
-    if activations.ndim == 3:
-        side = round(activations.shape[1] ** 0.5)
-        if side * side != activations.shape[1]:
-            return activations.mean(1)
-        activations = activations.mT.unflatten(2, (side, side))
-    if activations.ndim != 4:
-        return activations
-    if places is None:
-        places = max(1, min(4, int((_WIDEST / activations.shape[1]) ** 0.5)))
-    height, width = (min(places, side) for side in activations.shape[2:])
-    return torch.nn.functional.adaptive_avg_pool2d(activations, (height, width)).flatten(1)
+def _pooled(activations: Tensor) -> Tensor:
+    """Average maps and tokens over a grid of up to 4 x 4 places that leaves at most 512 features."""
+    channels = activations.shape[2 if activations.ndim == 3 else 1]
+    places = int((_WIDEST / channels) ** 0.5)
+    return features.grid_mean(max(1, min(_MOST_PLACES, places)))(activations)
 
 
 def _rank(labels: Tensor, classes: int, dim: int) -> int:
@@ -452,17 +431,17 @@ def _on_grid(
     denoiser: nn.Module, pictures: Tensor, level: float, layers: Sequence[str], folder: Path
 ) -> dict[str, Tensor]:
     """Return the layers' features of clean images on a grid of 4 x 4; what `folder` holds is not repeated."""
-    parts = []
-    for i, some in enumerate(pictures.split(10_000)):
-        file = folder / f"features-{i}.npz"
-        if not file.exists():
-            found = features.extract(
-                denoiser, some, level, layers, batch_size=64, reduce=partial(pooled, places=4)
-            )
-            _save(file, {name: each.numpy() for name, each in found.items()})
-        with np.load(file, allow_pickle=False) as stored:
-            parts.append({name: torch.from_numpy(stored[name]) for name in layers})
-    return {name: torch.cat([part[name] for part in parts]) for name in layers}
+
+    def read(some: Tensor) -> dict[str, Tensor]:
+        return features.extract(
+            denoiser, some, level, layers, batch_size=64, reduce=features.grid_mean(_MOST_PLACES)
+        )
+
+    parts = [
+        resume.arrays(folder / f"features-{i}.npz", read, some)
+        for i, some in enumerate(pictures.split(10_000))
+    ]
+    return {name: torch.cat([torch.from_numpy(part[name]) for part in parts]) for name in layers}
 
 
 def _fit(
@@ -494,9 +473,3 @@ def _between(values: Tensor, labels: Tensor, classes: int) -> float:
     centred = values - values.mean(0)
     means = member.T @ centred / counts[:, None]
     return ((counts[:, None] * means.square()).sum() / centred.square().sum()).item()
-
-
-def _save(file: Path, arrays: dict[str, Any]) -> None:
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    write_atomically(file, content.getvalue())

@@ -1,7 +1,7 @@
 """Which images are read rightly out of the blocks of a network, at every noise level.
 
 A linear discriminant is fitted to the features of labelled training images, afresh for each block, level and
-input, and told one ridge for all. Kept is whether each image is classified rightly, since images are the
+input, with one ridge for all. Kept is whether each image is classified rightly, since images are the
 units by which curves of one network are judged (see `molrg.measuring.curves`). Controls are read alike: the
 pixels, and one layer of random filters.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from experiments.images import image_data
+from experiments.images import image_data, probe_sets
 from molrg.images import Images, zoo
 from molrg.measuring import features
 from molrg.measuring.discriminants import fit_discriminants
@@ -25,32 +25,13 @@ from molrg.support import devices
 from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer
 
-__all__ = ["INPUTS", "LEVELS", "PIXELS", "RANDOM", "RIDGE", "UNTRAINED", "accuracy", "draw", "run"]
+__all__ = ["INPUTS", "LEVELS", "PIXELS", "RANDOM", "RIDGE", "UNTRAINED", "accuracy", "run"]
 
 INPUTS = ("noisy", "clean")
 LEVELS = (*noise.IMAGE_LEVELS, 5.0)
 RIDGE = 0.03
 UNTRAINED, RANDOM, PIXELS = "untrained", "random filters", "pixels"
 """Controls that stand in the place of a number of images seen."""
-
-
-def draw(labels: Tensor, count: int, num_classes: int, seed: int) -> Tensor:
-    """Return the numbers of `count` images, as many of each class, in random order: (count,).
-
-    Raises ValueError unless the classes divide `count` and each has images enough.
-    """
-    integer("count", count, num_classes)
-    each, left = divmod(count, num_classes)
-    counts = torch.bincount(labels, minlength=num_classes)
-    if left or int(counts.min()) < each:
-        raise ValueError(
-            f"count must be a multiple of the {num_classes} classes and at most {num_classes} times the "
-            f"{int(counts.min())} images of class {int(counts.argmin())}, got {count}"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    chosen = torch.cat([shuffled[labels[shuffled] == k][:each] for k in range(num_classes)])
-    return chosen[torch.randperm(count, generator=generator)]
 
 
 def run(
@@ -90,7 +71,8 @@ def run(
         of the S levels, packed by `np.packbits` along the last axis; `counts`: N of both.
     """
     data = image_data.get(dataset)
-    known = draw(data.train_labels, labels + validation, data.num_classes, seed=0)
+    counts = probe_sets.equal(data.train_labels, labels + validation, data.class_names)
+    known = probe_sets.draw(data.train_labels, counts, torch.Generator().manual_seed(0))
     fit, choose = known[:labels], known[labels:]
     parts = [data.train_images[fit], data.train_images[choose], data.test_images[:tests]]
     answers = [data.train_labels[fit], data.train_labels[choose], data.test_labels[:tests]]
@@ -141,8 +123,9 @@ def _reader(
         widths = sorted(set(zoo.CHANNELS[network]))
         layers = {f"{width} {RANDOM}": nn.Conv2d(data.shape[0], width, 3, padding=1) for width in widths}
         for layer in layers.values():
-            nn.init.normal_(layer.weight, std=1 / math.sqrt(9 * data.shape[0]), generator=generator)
-            nn.init.normal_(layer.bias, std=0.5, generator=generator)
+            weight, bias = layer.parameters()
+            nn.init.normal_(weight, std=1 / math.sqrt(9 * data.shape[0]), generator=generator)
+            nn.init.normal_(bias, std=0.5, generator=generator)
 
         @torch.no_grad()
         def filtered(x: Tensor, sigma: float) -> dict[str, Tensor]:

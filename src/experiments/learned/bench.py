@@ -14,9 +14,22 @@ from molrg.measuring import features, probes, subspaces
 from molrg.model.mixture import MoLRG
 from molrg.support import devices
 
-__all__ = ["INPUTS", "Data", "draw", "measure", "trained"]
+__all__ = [
+    "INPUTS",
+    "Data",
+    "Denoiser",
+    "activations",
+    "draw",
+    "linear_accuracy",
+    "measure",
+    "neighbourhoods",
+    "trained",
+]
 
 INPUTS = ("noisy", "clean")
+
+Denoiser = nn.Module | Callable[[Tensor, float], Tensor]
+"""D(x, sigma): a network, which may have feature layers, or a function."""
 
 _L2 = 1e-3  # of the linear probes
 _AT_ONCE = 2**26  # numbers in the features of one solve
@@ -62,7 +75,7 @@ def trained(
 
 
 def measure(
-    denoiser: nn.Module | Callable[[Tensor, float], Tensor],
+    denoiser: Denoiser,
     data: Data,
     levels: Sequence[float],
     probe_size: int,
@@ -91,17 +104,16 @@ def measure(
             given = (mixture, torch.tensor(levels, dtype=torch.float64), size, kind == "noisy", denominator)
             ratios[name].append(snr.estimate(denoiser, *given, generator=draws).value.numpy())
         train, test = (
-            _activations(denoiser, x0[:limit], noise[:limit] if kind == "noisy" else None, levels)
+            _at_levels(denoiser, x0[:limit], noise[:limit] if kind == "noisy" else None, levels)
             for (x0, _, noise), limit in ((data.train, probe_size), (data.test, None))
         )
         labels, test_labels = data.train[1][:probe_size], data.test[1]
         output, test_output = train.pop(features.DENOISED), test.pop(features.DENOISED)
         nearest = subspaces.class_subspaces(output, labels, rank, classes)
         values["nearest"].append(nearest.accuracy(test_output, test_labels).numpy())
-        values["linear"].append(_linear(output, labels, test_output, test_labels, classes))
-        values["features"].append(
-            np.array([_linear(train[name], labels, test[name], test_labels, classes) for name in train])
-        )
+        values["linear"].append(linear_accuracy(output, labels, test_output, test_labels, classes))
+        pairs = ((train[name], labels, test[name], test_labels) for name in train)
+        values["features"].append(np.array([linear_accuracy(*pair, classes) for pair in pairs]))
         if kind == "noisy":
             x0, _, noise = data.test
             error = (test_output - x0).square().sum(-1).mean(-1)
@@ -113,28 +125,30 @@ def measure(
     return measured | {"error": (error / best).numpy()}
 
 
-def _activations(
-    denoiser: nn.Module | Callable[[Tensor, float], Tensor],
+def _at_levels(
+    denoiser: Denoiser,
     x0: Tensor,
     noise: Tensor | None,
     levels: Sequence[float],
 ) -> dict[str, Tensor]:
     """Output and feature layers at every level, (S, N, C) each."""
-    inputs = [x0 if noise is None else x0 + level * noise for level in levels]
-    if not isinstance(denoiser, nn.Module):
-        outputs = [denoiser(x, level) for x, level in zip(inputs, levels, strict=True)]
-        return {features.DENOISED: torch.stack(outputs)}
-    own = getattr(denoiser, "feature_layers", ())
-    parts = [
-        features.extract(denoiser, x, level, (*own, features.DENOISED))
-        for x, level in zip(inputs, levels, strict=True)
-    ]
+    parts = [activations(denoiser, x0 if noise is None else x0 + level * noise, level) for level in levels]
     return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int) -> np.ndarray:
-    """Test accuracy of a linear probe at every level, in chunks of levels that bound the memory."""
-    each = max(1, _AT_ONCE // train[0].numel())
+def activations(denoiser: Denoiser, x: Tensor, level: float) -> dict[str, Tensor]:
+    """Return the output of a denoiser and, of a network, its feature layers: (N, C) each."""
+    if not isinstance(denoiser, nn.Module):
+        return {features.DENOISED: denoiser(x, level)}
+    own = getattr(denoiser, "feature_layers", ())
+    return features.extract(denoiser, x, level, (*own, features.DENOISED))
+
+
+def linear_accuracy(
+    train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
+) -> np.ndarray:
+    """Return the test accuracy (S,) of a linear probe at every level, from features (S, N, C)."""
+    each = max(1, _AT_ONCE // train[0].numel())  # levels at a time, which bounds the memory
     parts = [
         probes.fit_logistic(train[i : i + each], labels, _L2, classes).accuracy(
             test[i : i + each], test_labels
@@ -142,3 +156,22 @@ def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, cl
         for i in range(0, len(train), each)
     ]
     return torch.cat(parts).numpy()
+
+
+def neighbourhoods(x0: Tensor, ranks: Sequence[int], most: int, generator: torch.Generator) -> Tensor:
+    """Guess U (n, sum of the ranks) of points (N, n) without labels, block by block.
+
+    A block of rank d spans the leading directions of the 10 d points, or `most` if these are fewer, that are
+    most parallel to one point. The first of these points is drawn, each next one is that whose direction the
+    blocks so far hold least of.
+    """
+    directions = torch.nn.functional.normalize(x0)
+    anchor = int(torch.randint(len(x0), (), generator=generator))
+    held = torch.zeros(len(x0))
+    blocks = []
+    for rank in ranks:
+        nearest = (directions @ directions[anchor]).abs().topk(min(10 * rank, most)).indices
+        blocks.append(torch.linalg.svd(x0[nearest], full_matrices=False).Vh[:rank].T)
+        held += (directions @ blocks[-1]).square().sum(1)
+        anchor = int(held.argmin())
+    return torch.cat(blocks, 1)

@@ -6,7 +6,6 @@ in place of x_0 (distillation), `told weights` give the exact posterior weights 
 and n = K d leaves out all directions without data, which gives the span of the classes away.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +17,9 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from compendium import resume
 from experiments.learned import bench
+from experiments.rounding import significant
 from molrg import snr
 from molrg.learning import training
 from molrg.learning.networks import FeedForward, Preconditioned, subspace_denoise
@@ -26,7 +27,6 @@ from molrg.learning.training import Job
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
 from molrg.snr import denoising_error
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer
 
 __all__ = ["WINDOWS", "Setting", "first_step", "kernel", "rank_correlation", "run", "variations"]
@@ -174,7 +174,9 @@ def run(
     jobs = [_job(setting, data[key], key[2], targets[key]) for setting, key in places]
     trained = bench.trained(jobs, Path(workdir))
     figures = [
-        _figures(each.denoiser, data[key], levels, least, Path(workdir) / "figures" / f"{i}.json")
+        resume.arrays(
+            Path(workdir) / "figures" / f"{i}.npz", _figures, each.denoiser, data[key], levels, least
+        )
         for i, (each, (_, key)) in enumerate(zip(trained, places, strict=True))
     ]
     values = {name: np.array([each[name] for each in figures]) for name in figures[0]}
@@ -192,7 +194,7 @@ def run(
     for name, function in (("exact", denoising_error.exact), ("linear", denoising_error.linear)):
         values[f"training_{name}"] = function(*model, everywhere).mean().numpy()
     return {
-        **{name: _significant(value) for name, value in values.items()},
+        **{name: significant(value) for name, value in values.items()},
         "levels": np.round(levels.numpy(), 6),
         "factors": [factor for factor, _, _ in chosen],
         "labels": [label for _, label, _ in chosen],
@@ -259,16 +261,11 @@ def _job(setting: Setting, data: bench.Data, seed: int, target: training.Target)
     )
 
 
-def _figures(
-    denoiser: nn.Module, data: bench.Data, levels: Tensor, least: Tensor, file: Path
-) -> dict[str, np.ndarray]:
-    """All that is measured of one network, from `file` where an earlier run has left it."""
-    if not file.exists():
-        measured = bench.measure(denoiser, data, levels.tolist(), len(data.test[0]))
-        figures = {name: measured[name] for name in _KEPT} | {"features": measured["features"][-1]}
-        figures |= _distances(denoiser, data, levels, least)
-        write_atomically(file, json.dumps({key: value.tolist() for key, value in figures.items()}).encode())
-    return {name: np.array(value) for name, value in json.loads(file.read_bytes()).items()}
+def _figures(denoiser: nn.Module, data: bench.Data, levels: Tensor, least: Tensor) -> dict[str, np.ndarray]:
+    """All that is measured of one network."""
+    measured = bench.measure(denoiser, data, levels.tolist(), len(data.test[0]))
+    figures = {name: measured[name] for name in _KEPT} | {"features": measured["features"][-1]}
+    return figures | _distances(denoiser, data, levels, least)
 
 
 @torch.no_grad()
@@ -301,12 +298,6 @@ def _windows(losses: Tensor) -> np.ndarray:
     """Means over WINDOWS equal parts, each of at least one step."""
     edges = np.linspace(0, len(losses), WINDOWS + 1).astype(int).tolist()
     return np.array([float(losses[a : max(b, a + 1)].mean()) for a, b in pairwise(edges)])
-
-
-def _significant(value: np.ndarray) -> np.ndarray:
-    """Five significant digits."""
-    size = 10.0 ** (4 - np.floor(np.log10(np.where(value == 0, 1, np.abs(value)))))
-    return np.round(value * size) / size
 
 
 def first_step(

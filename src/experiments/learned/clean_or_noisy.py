@@ -1,10 +1,9 @@
-r"""Denoisers on points whose noise s is not the level sigma that they are told: exact ones and learned ones.
+r"""Denoisers on points whose noise s is not the conditioning level sigma: exact ones and learned ones.
 
 A denoiser is trained on matched pairs, s = sigma; features are often read with a clean point, s = 0. Here
 each denoiser is given every pair, and its output and hidden layers are compared with what the optimum does.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compendium import resume
 from experiments.learned import bench
+from experiments.rounding import significant
 from molrg.learning import training
 from molrg.learning.networks import FeedForward, Preconditioned
-from molrg.measuring import features, probes, subspaces
+from molrg.measuring import features, subspaces
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer, noise_levels
 
 __all__ = ["PREDICTIONS", "Function", "blind", "blind_posterior_mean", "measure", "run"]
@@ -28,7 +28,6 @@ PREDICTIONS = ("x0", "edm")
 
 Function = Callable[[Tensor, float], Tensor]
 
-_L2 = 1e-3  # of the linear probes, as in `learned`
 _NODES = 49  # of the quadrature over log sigma; the posterior of log sigma is about 1/sqrt(2 n) wide
 
 
@@ -60,9 +59,9 @@ def run(
     `exact`      the posterior mean for sigma;
     `x0`, `edm`  a `FeedForward` network, `Preconditioned` with this prediction; `x0` weights all levels
                  equally in the loss, `edm` as EDM does;
-    `blind`      a bare `FeedForward` network that is told nothing of sigma, equal weights;
-    `blind_exact` the optimal denoiser that is not told sigma, `blind_posterior_mean`;
-    `single`     x0-networks each trained at one level of `single_levels`, told that level always.
+    `blind`      a bare `FeedForward` network without conditioning on sigma, equal weights;
+    `blind_exact` the optimal denoiser that is not given sigma, `blind_posterior_mean`;
+    `single`     x0-networks each trained at one level of `single_levels`, given that level always.
 
     Returns a dictionary for each of them, of arrays with axes R = seeds, T = inputs and S = levels (for
     `single`, those of training; 1 for the blind ones): `snr` (R, T, S), denominator `residual`; `energies`
@@ -72,7 +71,7 @@ def run(
     (R, T, S), E||f - f*||^2 / E||f*||^2 to the optimal denoiser f* of the same pair. Probes are fitted afresh
     for each pair to `probe_size` training samples, and all else is on `test_size` samples.
     `x0` and `edm` have besides `snr_inside`, `snr_outside` (R, S): the SNR on points whose noise, of level
-    sigma as told, is only in the span of the classes, or only outside of it.
+    sigma as given, is only in the span of the classes, or only outside of it.
     Beside them: `levels`, `inputs`, `single_levels`.
 
     Raises ValueError for arguments outside their ranges.
@@ -112,22 +111,13 @@ def run(
     each = len(jobs) // seeds
     runs = []
     for seed, data in enumerate(draws):
-        checkpoint = workdir / f"seed-{seed}.npz"
-        if not checkpoint.exists():
-            networks = [result.denoiser for result in trained[seed * each : (seed + 1) * each]]
-            content = io.BytesIO()
-            figures: Any = _one_seed(data, networks, inputs, list(levels), list(single_levels), probe_size)
-            np.savez(content, **figures)
-            write_atomically(checkpoint, content.getvalue())
-        with np.load(checkpoint) as stored:
-            runs.append(dict(stored))
+        networks = [result.denoiser for result in trained[seed * each : (seed + 1) * each]]
+        given = (data, networks, inputs, list(levels), list(single_levels), probe_size)
+        runs.append(resume.arrays(workdir / f"seed-{seed}.npz", _one_seed, *given))
     found: dict[str, Any] = {"inputs": inputs, "levels": list(levels), "single_levels": list(single_levels)}
     for key in runs[0]:
         name, _, quantity = key.partition("/")
-        values = np.stack([figures[key] for figures in runs])
-        found.setdefault(name, {})[quantity] = np.array([float(f"{v:.5g}") for v in values.flat]).reshape(
-            values.shape
-        )
+        found.setdefault(name, {})[quantity] = significant(np.stack([figures[key] for figures in runs]))
     return found
 
 
@@ -168,16 +158,13 @@ def blind(
             outputs = torch.stack([trained.denoiser(x0 + s * eps, 1.0) for s in inputs])
         found["snr"].append(_snr(_energies(outputs, labels, data.mixture)).tolist())
         found["error"].append((outputs - x0).square().sum(-1).mean(-1).tolist())
-    rounded = {
-        key: np.array([[float(f"{v:.5g}") for v in row] for row in value]) for key, value in found.items()
-    }
-    return {"inputs": inputs} | rounded
+    return {"inputs": inputs} | {key: significant(np.array(value)) for key, value in found.items()}
 
 
 def blind_posterior_mean(mixture: MoLRG, x: Tensor, low: float, high: float) -> Tensor:
     r"""Return E[x_0 | x_sigma = x] where log sigma is uniform between log `low` and log `high`, (N, n).
 
-    This is \int p(sigma | x) E[x_0 | x, sigma] d sigma, the best that a denoiser can do that is not told
+    This is \int p(sigma | x) E[x_0 | x, sigma] d sigma, the best that a denoiser can do that is not given
     sigma, by the trapezoidal rule in log sigma.
     """
     nodes = torch.tensor(np.geomspace(low, high, _NODES))
@@ -205,7 +192,7 @@ def _one_seed(
         return blind_posterior_mean(data.mixture, x, min(levels), max(levels))
 
     x0, edm, bare, *single = networks
-    cases: list[tuple[str, Sequence[nn.Module | Function], Function, Sequence[float]]] = [
+    cases: list[tuple[str, Sequence[bench.Denoiser], Function, Sequence[float]]] = [
         ("exact", [exact] * len(levels), exact, levels),
         ("x0", [x0] * len(levels), exact, levels),
         ("edm", [edm] * len(levels), exact, levels),
@@ -214,8 +201,8 @@ def _one_seed(
         ("single", single, exact, single_levels),
     ]
     figures: dict[str, np.ndarray] = {}
-    for name, denoisers, optimum, told in cases:
-        rows = [measure(denoisers, optimum, data, s, told, probe_size) for s in inputs]
+    for name, denoisers, optimum, given in cases:
+        rows = [measure(denoisers, optimum, data, s, given, probe_size) for s in inputs]
         figures |= {f"{name}/{key}": np.stack([row[key] for row in rows], -2) for key in rows[0]}
     basis = torch.cat(data.mixture.bases, 1)
     points, labels, eps = data.test
@@ -223,7 +210,7 @@ def _one_seed(
     for name, denoiser in (("x0", x0), ("edm", edm)):
         for part, perturbation in (("inside", inside), ("outside", eps - inside)):
             outputs = [
-                _activations(denoiser, points + level * perturbation, level)[features.DENOISED]
+                bench.activations(denoiser, points + level * perturbation, level)[features.DENOISED]
                 for level in levels
             ]
             figures[f"{name}/snr_{part}"] = _snr(_energies(torch.stack(outputs), labels, data.mixture))
@@ -231,21 +218,23 @@ def _one_seed(
 
 
 def measure(
-    denoisers: Sequence[nn.Module | Function],
+    denoisers: Sequence[bench.Denoiser],
     optimum: Function,
     data: bench.Data,
     input_sigma: float,
     levels: Sequence[float],
     probe_size: int,
 ) -> dict[str, np.ndarray]:
-    """Measure, on points with the noise `input_sigma`, denoiser i told levels[i]; arrays end in the axis S.
+    """Measure denoiser i, conditioned on levels[i], on points with the noise `input_sigma`.
+
+    Arrays end in the axis S.
 
     The keys are those that `run` explains; functions, which are not networks, have no features, and of them
     the distance to the optimum is left out too.
     """
     train, test = (
         [
-            _activations(denoiser, x0[:limit] + input_sigma * eps[:limit], level)
+            bench.activations(denoiser, x0[:limit] + input_sigma * eps[:limit], level)
             for denoiser, level in zip(denoisers, levels, strict=True)
         ]
         for (x0, _, eps), limit in ((data.train, probe_size), (data.test, None))
@@ -258,8 +247,8 @@ def measure(
         return torch.stack([part[name] for part in parts])
 
     def linear(name: str) -> np.ndarray:
-        probe = probes.fit_logistic(layer(train, name), labels, _L2, classes)
-        return probe.accuracy(layer(test, name), test_labels).numpy()
+        parts = layer(train, name), labels, layer(test, name), test_labels
+        return bench.linear_accuracy(*parts, classes)
 
     output = layer(test, features.DENOISED)
     nearest = subspaces.class_subspaces(layer(train, features.DENOISED), labels, rank, classes)
@@ -278,15 +267,6 @@ def measure(
         figures["distance"] = distance.numpy()
         figures["features"] = np.stack([linear(name) for name in hidden])
     return figures
-
-
-def _activations(denoiser: nn.Module | Function, x: Tensor, level: float) -> dict[str, Tensor]:
-    """Output and, of a network, feature layers."""
-    if not isinstance(denoiser, nn.Module):
-        return {features.DENOISED: denoiser(x, level)}
-    return features.extract(
-        denoiser, x, level, (*features.default_layers(denoiser), features.DENOISED), batch_size=2000
-    )
 
 
 def _energies(output: Tensor, labels: Tensor, mixture: MoLRG) -> Tensor:

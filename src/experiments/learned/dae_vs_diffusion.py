@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.learned import bench
 from experiments.learned.bench import INPUTS
@@ -54,7 +54,7 @@ def models(dae_steps: int, sharing_steps: int, dropout: float, peak: int) -> dic
 
     With `sharing_steps` steps each, one network read at all levels: trained at `one` level, number `peak` of
     the 14, at `three_linear` or `three_log` levels, equally spaced in sigma or log sigma, `seven` (log), the
-    paper's `fourteen`, or `continuous` (log sigma uniform); at the 14 levels without being told which,
+    paper's `fourteen`, or `continuous` (log sigma uniform); at the 14 levels without being given which,
     `untold`, and with EDM's preconditioning and weighting, `edm`.
 
     At the levels FEW, a network each: `dae_long` with `sharing_steps` steps; with `dae_steps` steps
@@ -154,26 +154,15 @@ def run(
             ]
         )
     grid = tuple(levels.tolist())
-    found["optimal"] = _stacked([_figures([_Optimal(of)], of, grid, probe_size, peaks) for of in data])
+    found["optimal"] = _stacked(
+        [_figures([of.mixture.posterior_mean], of, grid, probe_size, peaks) for of in data]
+    )
     return found | {
         "exact": {name: np.round(value, 4) for name, value in exact.items()},
         "levels": np.round(levels.numpy(), 6),
         "few": list(FEW),
         "peaks": peaks,
     }
-
-
-class _Optimal(nn.Module):
-    """The posterior mean of the data's mixture, as a network without layers."""
-
-    feature_layers: tuple[str, ...] = ()
-
-    def __init__(self, data: bench.Data) -> None:
-        super().__init__()
-        self.mixture = data.mixture
-
-    def forward(self, x: Tensor, sigma: float) -> Tensor:
-        return self.mixture.posterior_mean(x, sigma)
 
 
 def _job(
@@ -206,7 +195,7 @@ def _job(
 
 
 def _figures(
-    networks: Sequence[nn.Module],
+    networks: Sequence[bench.Denoiser],
     data: bench.Data,
     levels: tuple[float, ...],
     probe_size: int,
@@ -224,13 +213,13 @@ def _figures(
 
 
 def _place(levels: tuple[float, ...], peak: int) -> int:
-    """The place among a model's levels that is nearest to one of the 14, in log sigma."""
+    """The index among a model's levels that is nearest to one of the 14, in log sigma."""
     target = noise.paper_levels()[peak].log()
     return int((torch.tensor(levels, dtype=torch.float64).log() - target).abs().argmin())
 
 
 def _steadiness(
-    at: Sequence[tuple[nn.Module, float]], data: bench.Data, peaks: Sequence[int]
+    at: Sequence[tuple[bench.Denoiser, float]], data: bench.Data, peaks: Sequence[int]
 ) -> dict[str, np.ndarray]:
     x0, eps = data.test[0][:_COMPARED], data.test[2][:_COMPARED]
     found: dict[str, list[np.ndarray]] = {"cka": [], "distance": []}
@@ -239,8 +228,7 @@ def _steadiness(
         layers: dict[str, list[Tensor]] = {}
         for i, (network, level) in enumerate(at):
             x = x0 + level * eps if kind == "noisy" else x0
-            names = (*getattr(network, "feature_layers", ()), features.DENOISED)
-            for name, values in features.extract(network, x, level, names).items():
+            for name, values in bench.activations(network, x, level).items():
                 layers.setdefault(name, []).append(values)
             if kind == "noisy":
                 change = layers[features.DENOISED][i] - x

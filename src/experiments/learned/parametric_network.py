@@ -15,20 +15,19 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from experiments.learned import bench
+from experiments.learned.bench import INPUTS
 from molrg import snr
 from molrg.learning import training
 from molrg.learning.networks import SubspaceDenoiser, subspace_denoise
-from molrg.measuring import probes, subspaces
+from molrg.measuring import subspaces
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
 from molrg.support.checks import integer
 
 __all__ = ["DENOMINATORS", "INPUTS", "run"]
 
-INPUTS = ("noisy", "clean")
 DENOMINATORS = ("residual", "classes")
-
-_L2 = 1e-3  # of the linear probes; with 50 features and thousands of samples any small value does
 
 
 def run(
@@ -50,7 +49,7 @@ def run(
     Each seed has its own orthogonal mixture (`span` background), its own `train_size` training samples
     without labels, and T starts of U, trained side by side by Adam for `epochs` passes in batches of
     `batch_size`, at the noise levels of `noise.paper_levels()` with equal probability and weight. The first
-    `restarts` starts are random, the last one spans neighbourhoods of K samples (`_neighbourhoods`).
+    `restarts` starts are random, the last one spans neighbourhoods of K samples (`bench.neighbourhoods`).
     SNRs are estimated from `test_size` samples; classifiers are fitted to the denoised training samples with
     their labels and tested on `test_size` denoised samples.
 
@@ -132,7 +131,8 @@ def _one_seed(
     shape = (mixture.dim, mixture.num_classes, mixture.ranks[0], mixture.delta)
     denoisers = [SubspaceDenoiser(*shape, generator=generator) for _ in range(restarts + 1)]
     with torch.no_grad():
-        denoisers[-1].basis.copy_(_neighbourhoods(train[0], mixture.num_classes, mixture.ranks[0], generator))
+        most = train_size // mixture.num_classes  # no more than a class has
+        denoisers[-1].basis.copy_(bench.neighbourhoods(train[0], mixture.ranks, most, generator))
     trained = training.train(
         _Starts(denoisers),
         train[0],
@@ -149,24 +149,6 @@ def _one_seed(
         for denoiser, basis in zip(denoisers, next(trained.denoiser.parameters()), strict=True):
             denoiser.basis.copy_(basis)
         return _figures(mixture, denoisers, train, test_size, generator)
-
-
-def _neighbourhoods(x0: Tensor, num_classes: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Guess U (n, K d) without labels: K samples, and the leading directions of those most parallel to each.
-
-    The first sample is drawn, each next one is the one whose direction the blocks so far hold least of.
-    """
-    directions = torch.nn.functional.normalize(x0)
-    neighbours = min(10 * rank, len(x0) // num_classes)  # no more than a class has
-    anchor = int(torch.randint(len(x0), (), generator=generator))
-    held = torch.zeros(len(x0))
-    blocks = []
-    for _ in range(num_classes):
-        nearest = (directions @ directions[anchor]).abs().topk(neighbours).indices
-        blocks.append(torch.linalg.svd(x0[nearest], full_matrices=False).Vh[:rank].T)
-        held += (directions @ blocks[-1]).square().sum(1)
-        anchor = int(held.argmin())
-    return torch.cat(blocks, 1)
 
 
 def _figures(
@@ -250,7 +232,7 @@ def _accuracies(
             torch.stack([denoiser(x0 + level * eps if kind == "noisy" else x0, level) for level in levels])
             for x0, _, eps in (train, test)
         )
-        linear = probes.fit_logistic(features, labels, _L2, classes)
+        linear = bench.linear_accuracy(features, labels, test_features, test_labels, classes)
         nearest = subspaces.class_subspaces(features, labels, rank, classes)
-        accuracies.append([each.accuracy(test_features, test_labels).numpy() for each in (linear, nearest)])
+        accuracies.append([linear, nearest.accuracy(test_features, test_labels).numpy()])
     return np.array(accuracies).swapaxes(0, 1)

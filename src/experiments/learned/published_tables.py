@@ -7,7 +7,6 @@ the same points and noise. `optimum` computes what training would end in, for or
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor, nn
 
+from experiments.learned.bench import neighbourhoods
 from experiments.theory.chi_rules import chi_rule
 from experiments.theory.tilted_bases import bases_at_angle
 from molrg import snr
@@ -363,25 +363,10 @@ def _starts(setting: Setting, mixture: MoLRG, x0: Tensor, generator: torch.Gener
     truth = torch.cat(mixture.bases, 1).float()  # where blocks and ranks differ, cut at the blocks
     starts = {
         "random": random,
-        "neighbourhoods": _neighbourhoods(x0, setting.blocks, generator),
+        "neighbourhoods": neighbourhoods(x0, setting.blocks, len(x0) // 10, generator),
         "truth": truth + 0.1 * torch.randn(truth.shape, generator=generator) / DIM**0.5,
     }
     return torch.stack([starts[variant.start] for variant in VARIANTS.values()])
-
-
-def _neighbourhoods(x0: Tensor, blocks: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """U from the leading directions of the points most parallel to one, and to the one that these hold least.
-
-    The larger block comes first.
-    """
-    directions = nn.functional.normalize(x0)
-    anchor = int(torch.randint(len(x0), (), generator=generator))
-    found = []
-    for rank in blocks:
-        nearest = (directions @ directions[anchor]).abs().topk(min(10 * rank, len(x0) // 10)).indices
-        found.append(torch.linalg.svd(x0[nearest], full_matrices=False).Vh[:rank].T)
-        anchor = int((directions @ found[-1]).square().sum(1).argmin())
-    return torch.cat(found, 1)
 
 
 def _errors(setting: Setting, basis: Tensor, x0: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
@@ -444,21 +429,14 @@ def _energies(setting: Setting, basis: Tensor, mixture: MoLRG, test: tuple[Tenso
 
 def _bayes(setting: Setting, mixture: MoLRG, size: int) -> np.ndarray:
     """The optimal denoiser's SNR, (S, 3): exact for orthogonal classes, else from 20 `size` points each."""
-    if setting.degrees == 90:
-        return _exact(setting.ranks, setting.priors)
-    rows = [
-        snr.estimate(
-            mixture, mixture, LEVELS, 20 * size, average=kind, generator=torch.Generator().manual_seed(0)
-        ).value
-        for kind in ("none", "pooled")
-    ]
-    return torch.cat([rows[0], rows[1][:, None]], 1).numpy()
 
+    def value(average: str) -> Tensor:
+        if setting.degrees == 90:
+            return snr.exact_classes(setting.ranks, setting.priors, DELTA, LEVELS, average=average)
+        draws = torch.Generator().manual_seed(0)
+        return snr.estimate(mixture, mixture, LEVELS, 20 * size, average=average, generator=draws).value
 
-@lru_cache
-def _exact(ranks: tuple[int, int], priors: tuple[float, float]) -> np.ndarray:
-    rows = [snr.exact_classes(ranks, priors, DELTA, LEVELS, average=kind) for kind in ("none", "pooled")]
-    return torch.cat([rows[0], rows[1][:, None]], 1).numpy()
+    return torch.cat([value("none"), value("pooled")[:, None]], 1).numpy()
 
 
 def _blocks(setting: Setting, basis: Tensor, mixture: MoLRG) -> tuple[Tensor, Tensor]:

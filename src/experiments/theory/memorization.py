@@ -4,7 +4,6 @@ With `span` background nothing outside the span of the classes enters (the data 
 there shifts all squared distances alike), so that the run takes place in K d dimensions whatever n is.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compendium import resume
 from molrg.measuring import probes
 from molrg.model.memorizing import EmpiricalDenoiser
 from molrg.model.mixture import BACKGROUNDS, MoLRG, energies
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import choice, integer, noise_levels
 
 __all__ = ["INPUTS", "SPLITS", "divergences", "leading_gap", "run"]
@@ -83,14 +82,8 @@ def run(
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
         mixture = MoLRG.orthogonal(num_classes, rank, ambient, delta, background, generator)
-        checkpoint = Path(workdir) / f"seed-{seed}.npz"
-        if not checkpoint.exists():
-            content = io.BytesIO()
-            figures: Any = _one_seed(mixture, sizes, queries, torch.from_numpy(levels), generator)
-            np.savez(content, **figures)
-            write_atomically(checkpoint, content.getvalue())
-        with np.load(checkpoint) as stored:
-            runs.append(dict(stored))
+        given = (mixture, sizes, queries, torch.from_numpy(levels), generator)
+        runs.append(resume.arrays(Path(workdir) / f"seed-{seed}.npz", _one_seed, *given))
     return {
         **{key: np.stack([each[key] for each in runs]).astype(np.float32) for key in runs[0]},
         "levels": levels,

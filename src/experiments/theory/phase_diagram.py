@@ -1,16 +1,17 @@
 """The phase diagram of the exact noisy-input SNR, and its peaks far out in each regime."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compendium import resume
+from experiments.rounding import significant
 from experiments.theory import peak_boundary
 from molrg import snr
 from molrg.snr import peaks
-from molrg.support.atomic_files import write_atomically
 
 __all__ = ["diagram", "exact_peak", "laws"]
 
@@ -30,15 +31,10 @@ def diagram(
     `maxima`, `minima` (K, d, delta) the number of interior turns;
     `sigma`, `height` (K, d, delta) place and height of the highest, nan where there is none.
     """
-    cells = []
-    for num_classes in classes:
-        for rank in ranks:
-            cells.append(
-                _kept(
-                    Path(workdir) / f"{num_classes}-{rank}.json",
-                    lambda: _cell(num_classes, rank, deltas),  # noqa: B023 (called at once)
-                )
-            )
+    cells = [
+        resume.values(Path(workdir) / f"{num_classes}-{rank}.json", _cell, num_classes, rank, deltas)
+        for num_classes, rank in product(classes, ranks)
+    ]
     shape = (len(classes), len(ranks))
     return {
         key: np.array([cell[key] for cell in cells]).reshape(*shape, *np.shape(cells[0][key]))
@@ -63,10 +59,8 @@ def laws(
     """
 
     def both(num_classes: int, rank: int, delta: float) -> list[list[float]]:
-        return _kept(
-            Path(workdir) / f"{num_classes}-{rank}-{delta:g}.json",
-            lambda: [exact_peak(num_classes, rank, delta, noisy) for noisy in (True, False)],
-        )
+        file = Path(workdir) / f"{num_classes}-{rank}-{delta:g}.json"
+        return resume.values(file, _both_peaks, num_classes, rank, delta)
 
     return {
         "small": np.array([[both(k, d, delta) for delta in small_deltas] for k, d in small]),
@@ -80,10 +74,14 @@ def laws(
     }
 
 
-def exact_peak(num_classes: int, rank: int, delta: float, noisy_input: bool) -> list[float]:
-    """Place and height of the highest interior maximum, nan where there is none.
+def _both_peaks(num_classes: int, rank: int, delta: float) -> list[list[float]]:
+    return [exact_peak(num_classes, rank, delta, noisy) for noisy in (True, False)]
 
-    It is looked for from half of the least to twice the largest place that the laws and Theorem 1 give.
+
+def exact_peak(num_classes: int, rank: int, delta: float, noisy_input: bool) -> list[float]:
+    """Level and height of the highest interior maximum, nan where there is none.
+
+    It is looked for from half of the least to twice the largest level that the laws and Theorem 1 give.
     """
     places = (
         [peak_boundary.small_delta_law(num_classes, rank, delta, noisy_input).sigma] if rank <= 100 else []
@@ -133,11 +131,4 @@ def _boundary_by_slope(num_classes: int, rank: int, near: float) -> float:
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.9g}") for value in values]
-
-
-def _kept(path: Path, compute: Callable[[], Any]) -> Any:
-    """A part of a run: read back if an earlier run that was killed has finished it."""
-    if not path.exists():
-        write_atomically(path, json.dumps(compute()).encode())
-    return json.loads(path.read_bytes())
+    return significant(np.array(values), 9).tolist()

@@ -118,8 +118,7 @@ def _many(
     generator: torch.Generator,
 ) -> np.ndarray:
     mixture = MoLRG.orthogonal(*shape, generator=generator)
-    classes, rank = shape[:2]
-    frame = torch.cat(mixture.bases, 1)
+    (classes, rank, *_), frame = shape, torch.cat(mixture.bases, 1)
     x, f, labels = _features(mixture, levels, train_per_class, generator)
     x_test, f_test, test_labels = _features(mixture, levels, test_per_class, generator)
     accuracy = np.empty((len(INPUTS), len(FEATURES), len(READOUTS), len(levels)))

@@ -5,15 +5,14 @@ may go wrong, and are counted apart: no start reaches the largest value of the o
 subspaces attain (optimisation), or one does and yet its subspaces are others (information).
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from compendium import resume
 from experiments.theory.k_subspaces import k_subspaces, orthogonal_k_subspaces
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import choice, integer
 
 __all__ = ["METHODS", "run"]
@@ -50,22 +49,22 @@ def run(
     for name, values in (("ranks", ranks), ("counts", counts)):
         for value in values:
             integer(name, value, 1)
-    shares = [_of_rank(method, num_classes, rank, counts, restarts, seeds, Path(workdir)) for rank in ranks]
+    given = (counts, restarts, seeds)
+    shares = [
+        resume.values(Path(workdir) / f"rank-{rank}.json", _of_rank, method, num_classes, rank, *given)
+        for rank in ranks
+    ]
     attained, recovered = np.moveaxis(np.array(shares), -1, 0)
     return {"attained": attained, "recovered": recovered}
 
 
 def _of_rank(
-    method: str, num_classes: int, rank: int, counts: list[int], restarts: int, seeds: int, workdir: Path
+    method: str, num_classes: int, rank: int, counts: list[int], restarts: int, seeds: int
 ) -> list[list[tuple[float, float]]]:
-    checkpoint = workdir / f"rank-{rank}.json"
-    if not checkpoint.exists():
-        shares = [
-            [_of_data(method, num_classes, rank, count, restarts, seed) for seed in range(seeds)]
-            for count in counts
-        ]
-        write_atomically(checkpoint, json.dumps(shares).encode())
-    return json.loads(checkpoint.read_text())
+    return [
+        [_of_data(method, num_classes, rank, count, restarts, seed) for seed in range(seeds)]
+        for count in counts
+    ]
 
 
 def _of_data(

@@ -5,7 +5,6 @@ its value to the exact one in eight steps, each of which admits one more fluctua
 """
 
 import functools
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 from scipy.interpolate import make_interp_spline
 from scipy.special import expit
 
+from compendium import resume
 from molrg import snr
 from molrg.snr import peaks, quadrature
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import boolean, fraction, integer, noise_levels
 
 __all__ = ["FORMULAS", "INPUTS", "STEPS", "TERMS", "run", "terms"]
@@ -51,14 +50,17 @@ def run(
         integer("rank", rank, 1)
     for delta in deltas:
         fraction("delta", delta)
-    parts = [
+    found = np.array(
         [
-            _part(num_classes, ranks, delta, kind == "noisy", Path(workdir) / f"{kind}-{delta:g}.npy")
-            for delta in deltas
+            [
+                resume.arrays(
+                    Path(workdir) / f"{kind}-{delta:g}.npz", _part, num_classes, ranks, delta, kind == "noisy"
+                )["figures"]
+                for delta in deltas
+            ]
+            for kind in INPUTS
         ]
-        for kind in INPUTS
-    ]
-    found = np.array(parts)
+    )
     names = ("place", "height", "curve")
     return {
         **{name: found[..., 3 * i : 3 * i + 3] for i, name in enumerate(names)},
@@ -77,7 +79,7 @@ def terms(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: 
 
     With beta(w) = xi + (zeta - xi) w, the signal of Theorem 1 is beta(w_+)^2 E[A]; the exact one is
     E[beta(w_k)^2 A]. On the way, w_+ becomes the mean of the weight with the own energy random and those of
-    the rivals at their means, then E[w_k]; then E[beta^2] takes the place of beta(E[w_k])^2; then the energy
+    the others at their means, then E[w_k]; then E[beta^2] takes the place of beta(E[w_k])^2; then the energy
     comes into the average. The logarithm of each step's factor, with its sign in log(theorem / exact), is a
     term. Likewise, with the opposite sign, for the rest: w_-, w_l and B_l.
 
@@ -105,11 +107,9 @@ def terms(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: 
 
 
 def _part(
-    num_classes: Sequence[int], ranks: Sequence[int], delta: float, noisy: bool, checkpoint: Path
-) -> np.ndarray:
-    """All figures of one delta and input, (D, C, 25): three of `run` for three formulas each, and terms."""
-    if checkpoint.exists():
-        return np.load(checkpoint, allow_pickle=False)
+    num_classes: Sequence[int], ranks: Sequence[int], delta: float, noisy: bool
+) -> dict[str, np.ndarray]:
+    """All of one delta and input, `figures` (D, C, 25): three of `run` for three formulas each, and terms."""
     low = min(delta, 0.1) / 2
     levels = np.geomspace(low, _HIGHEST, int(10 * np.log10(_HIGHEST / low)) + 1)
     found = np.full((len(ranks), len(num_classes), 9 + 2 * len(TERMS)), np.nan)
@@ -127,10 +127,7 @@ def _part(
             for start, (place, _) in zip((9, 9 + len(TERMS)), tops, strict=False):
                 if np.isfinite(place):
                     found[i, j, start : start + len(TERMS)] = terms(*model, place, noisy)
-    buffer = io.BytesIO()
-    np.save(buffer, found)
-    write_atomically(checkpoint, buffer.getvalue())
-    return found
+    return {"figures": found}
 
 
 def _logit_scales(s2: float, d2: float, noisy: bool) -> tuple[float, float, float]:
@@ -146,10 +143,10 @@ def _exact_for_all(
     """The exact SNR for several numbers of classes (C,), whose integrals over one class are the same."""
     s2, d2 = level**2, delta**2
     own, other, gain = _logit_scales(s2, d2, noisy)
-    rivals = np.array(num_classes) - 1
-    moments = np.array(quadrature.weight_moments(rivals[:, None] + 1, rank, own, other)) / rank
+    others = np.array(num_classes) - 1
+    moments = np.array(quadrature.weight_moments(others[:, None] + 1, rank, own, other)) / rank
     signal, rest = (1 + 2 * gain * m[0] + gain**2 * m[1] for m in (moments[:2], moments[2:]))
-    return own / other * signal / (rivals * rest)
+    return own / other * signal / (others * rest)
 
 
 def _exact_tops(
@@ -178,7 +175,7 @@ def _exact_tops(
 
 
 def _own_energy_alone(rank: int, own: float, shift: float, num_classes: int) -> tuple[float, float]:
-    """The mean weights of the own class and of a rival where logit w_k = own * Y - shift, Y ~ chi^2_rank."""
+    """The mean weights of the own class and of another where logit w_k = own * Y - shift, Y ~ chi^2_rank."""
     transition = np.sqrt(np.maximum(shift + np.linspace(-36, 36, 25), 0) / own)
     radii = quadrature.radii(rank, 24)
     r, weights = quadrature.panel_rule(np.sort(np.concatenate([radii, transition.clip(radii[0], radii[-1])])))

@@ -1,17 +1,16 @@
 """Does the exact clean-input SNR have one peak? Certificates for listed mixtures, and a scan of many."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compendium import resume
 from experiments.theory import one_peak
 from molrg import snr
 from molrg.snr import peaks
-from molrg.support.atomic_files import write_atomically
 from molrg.support.checks import integer
 
 __all__ = ["run", "scan"]
@@ -26,17 +25,10 @@ def run(mixtures: Sequence[Sequence[float]], workdir: Path) -> dict[str, Any]:
 
     Raises ValueError for parameters outside the ranges of `experiments.theory.one_peak.exact`.
     """
-    rows = []
-    for num_classes, rank, delta in mixtures:
-        path = Path(workdir) / f"{num_classes}-{rank}-{delta}.json"
-        if not path.exists():
-            try:
-                proof = one_peak.exact(int(num_classes), int(rank), delta)
-                found: list[Any] = [proof.sigma, proof.height, len(proof.intervals), proof.evaluations]
-            except one_peak.NotCertified:
-                found = [(np.nan, np.nan), (np.nan, np.nan), 0, 0]
-            write_atomically(path, json.dumps(found).encode())
-        rows.append(json.loads(path.read_text()))
+    rows = [
+        resume.values(Path(workdir) / f"{num_classes}-{rank}-{delta}.json", _proof, num_classes, rank, delta)
+        for num_classes, rank, delta in mixtures
+    ]
     sigma, height, intervals, evaluations = (np.array(column) for column in zip(*rows, strict=True))
     return {
         "mixtures": np.array(mixtures, dtype=float),
@@ -46,6 +38,15 @@ def run(mixtures: Sequence[Sequence[float]], workdir: Path) -> dict[str, Any]:
         "intervals": intervals,
         "evaluations": evaluations,
     }
+
+
+def _proof(num_classes: float, rank: float, delta: float) -> list[Any]:
+    """Bounds of the peak's level and height, numbers of intervals and evaluations; 0 without a proof."""
+    try:
+        proof = one_peak.exact(int(num_classes), int(rank), delta)
+    except one_peak.NotCertified:
+        return [(np.nan, np.nan), (np.nan, np.nan), 0, 0]
+    return [proof.sigma, proof.height, len(proof.intervals), proof.evaluations]
 
 
 def scan(

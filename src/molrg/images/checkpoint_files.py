@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +118,7 @@ _PARTS = ("unet", "transformer", ".")
 _NOTES = {"_class_name", "_diffusers_version", "_name_or_path"}  # of who wrote a configuration
 _FIRST_STAGE = re.compile("VQ|Autoencoder|VAE")
 _VARIANT = re.compile(r"diffusion_pytorch_model\.([\w-]+)\.(?:safetensors|bin)")
+_SHARD = re.compile(r"\.index\.json$|-\d+-of-\d+\.")
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 
@@ -141,7 +142,40 @@ class ModelFiles:
 
     def read(self) -> nn.Module:
         """Return the model with its weights, all of which are there, finite, and fit; else ValueError."""
-        return _read(self)
+        import diffusers
+
+        _check_readable(self.weights)
+        # diffusers sees these two files alone, whatever lies beside them
+        with tempfile.TemporaryDirectory() as alone, _quiet_diffusers():
+            (Path(alone) / "config.json").write_text(json.dumps(self.config), encoding="utf-8")
+            (Path(alone) / self.weights.name).symlink_to(self.weights.resolve())
+            try:
+                model, info = getattr(diffusers, self.kind).from_pretrained(
+                    alone,
+                    use_safetensors=self.weights.name == SAFE,
+                    low_cpu_mem_usage=False,
+                    output_loading_info=True,
+                    local_files_only=True,
+                )
+            except Exception as error:  # whatever a configuration or weights that do not fit lead to
+                first = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+                raise ValueError(
+                    f"{self.weights} does not hold the weights of the {self.kind} in {self.folder}: "
+                    f"{type(error).__name__}: {first}"
+                ) from error
+        wrong = [
+            f"{len(info[key])} {key.replace('_', ' ')} ({', '.join(sorted(map(str, info[key]))[:3])} ...)"
+            for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if info[key]
+        ]
+        if wrong:
+            raise ValueError(
+                f"{self.weights} does not fit the {self.kind} of {self.config_file}: {', '.join(wrong)}"
+            )
+        network: nn.Module = model.eval()
+        if bad := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
+            raise ValueError(f"{self.weights} holds weights that are NaN or infinite: {', '.join(bad[:3])}")
+        return network
 
 
 def autoencoder(name_or_folder: str | Path, *, allow_bin: bool | None = None) -> ModelFiles:
@@ -151,12 +185,11 @@ def autoencoder(name_or_folder: str | Path, *, allow_bin: bool | None = None) ->
     """
     root = _folder(name_or_folder, _allowed(allow_bin))
     part = root / "vae" if (root / "vae" / "config.json").is_file() else root
-    config = read_json(part / "config.json") if (part / "config.json").is_file() else {}
-    if config.get("_class_name") != "AutoencoderKL":
+    if _kind(part) != "AutoencoderKL":
         raise ValueError(
             f"{name_or_folder} holds no AutoencoderKL: it is looked for in vae/ and the folder itself"
         )
-    _check_autoencoder(part / "config.json", config)
+    config = _autoencoder_config(part)
     return ModelFiles("AutoencoderKL", part, config, _weights_file(part, _allowed(allow_bin)))
 
 
@@ -179,13 +212,14 @@ def latent_scaling(config: Mapping[str, Any], name: str = "the autoencoder") -> 
     if shift is not None and not _is_number(shift):
         raise ValueError(f"{name}: shift_factor must be a finite number or null, got {shift!r}")
     if mean is None and std is None:
-        return torch.tensor(float(shift or 0)).view(1, 1, 1), torch.tensor(float(scale)).view(1, 1, 1)
-    if mean is None or std is None or shift:
+        mean, std, channels = [shift or 0], [1], 1
+    elif mean is None or std is None or shift:
         raise ValueError(
             f"{name}: latents_mean {mean!r}, latents_std {std!r} and shift_factor {shift!r} are understood "
             "as the first two together, or the third alone"
         )
-    channels = config["latent_channels"]
+    else:
+        channels = config["latent_channels"]
     for key, values, low in (("latents_mean", mean, -math.inf), ("latents_std", std, 0)):
         right = isinstance(values, list | tuple) and len(values) == channels
         if not right or not all(_is_number(value) and value > low for value in values):
@@ -193,16 +227,14 @@ def latent_scaling(config: Mapping[str, Any], name: str = "the autoencoder") -> 
                 f"{name}: {key} must be {channels} finite numbers{' > 0' if low == 0 else ''}, one for each "
                 f"latent channel, got {values!r}"
             )
-    return torch.tensor(mean).float().view(-1, 1, 1), (float(scale) / torch.tensor(std).float()).view(
-        -1, 1, 1
-    )
+    b, s = (torch.tensor(values).float().view(-1, 1, 1) for values in (mean, std))
+    return b, float(scale) / s
 
 
-@dataclass(frozen=True)
-class _Schedule:
+class _Schedule(NamedTuple):
     levels: Tensor
     prediction: str
-    told: tuple[str, str, str]  # what it predicts, the schedule, the timesteps
+    read_as: tuple[str, str, str]  # what it predicts, the schedule, the timesteps
 
 
 @dataclass(frozen=True)
@@ -218,23 +250,19 @@ class _Checkpoint:
     def digest(self) -> str:
         return _digest_of(self.files.weights, self.files.config_file, self.scheduler)
 
-    def told(self, shape: tuple[int, int, int], schedule: _Schedule) -> list[str]:
-        def at(path: Path) -> str:
-            return os.path.relpath(path, self.given)
+    def read_as(self, shape: tuple[int, int, int], schedule: _Schedule) -> list[str]:
+        def at(*paths: Path) -> str:
+            return f"({', '.join(os.path.relpath(path, self.given) for path in paths)})"
 
         scaling = "scaling of latents: none, it works on what it is given (no autoencoder beside it)"
         if self.vae is not None:
             file = self.vae / "config.json"
             b, s = (", ".join(f"{v:g}" for v in part.flatten()) for part in latent_scaling(read_json(file)))
-            scaling = f"scaling of latents: z = s (m - b), s = {s}, b = {b} ({at(file)})"
-        prediction, betas, steps = (f"{line} ({at(self.scheduler)})" for line in schedule.told)
-        channels, height, width = shape
+            scaling = f"scaling of latents: z = s (m - b), s = {s}, b = {b} {at(file)}"
         return [
-            f"model: {self.name}, {self.files.kind} on {channels} x {height} x {width} values "
-            f"({at(self.files.config_file)}, {at(self.files.weights)})",
-            prediction,
-            betas,
-            steps,
+            f"model: {self.name}, {self.files.kind} on {' x '.join(map(str, shape))} values "
+            + at(self.files.config_file, self.files.weights),
+            *(f"{line} {at(self.scheduler)}" for line in schedule.read_as),
             scaling,
         ]
 
@@ -245,19 +273,17 @@ def find(
     scheduler: str | Path | None = None,
     fetch: bool = True,
 ) -> _Checkpoint:
-    folder = Path(os.path.abspath(_folder(name_or_folder, _allowed(allow_bin), fetch)))
-    part, config = _model_part(folder, str(name_or_folder))
-    kind = MODELS[config["_class_name"]]
-    _check_settings(part / "config.json", config, kind, kind)
+    root = Path(os.path.abspath(_folder(name_or_folder, _allowed(allow_bin), fetch)))
+    part, kind, config = _model_part(root, str(name_or_folder))
     homes = [part, *part.parents[:3]]  # the pipeline's folder is one of them: the first with an index,
     indexed = [i for i, home in enumerate(homes) if (home / "model_index.json").is_file()]
     homes = homes[: indexed[0] + 1] if indexed else homes
     file = _scheduler_file(homes, scheduler, str(name_or_folder))
     if not indexed:  # or else that of the scheduler
         home = file.parent.parent if file.parent.name == "scheduler" else file.parent
-        homes = homes[: 1 + (homes.index(home) if home in homes else part != folder)]
+        homes = homes[: 1 + (homes.index(home) if home in homes else part != root)]
     files = ModelFiles(kind, part, config, _weights_file(part, _allowed(allow_bin)))
-    return _Checkpoint(str(name_or_folder), folder, files, file, _first_stage(homes))
+    return _Checkpoint(str(name_or_folder), root, files, file, _first_stage(homes))
 
 
 def _allowed(allow_bin: bool | None) -> bool:
@@ -309,23 +335,29 @@ def _fetched(name: str, revision: str | None, allow_bin: bool, fetch: bool) -> P
     return folder
 
 
-def _model_part(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
-    """The folder that holds the model's configuration, and the configuration."""
-    found = []
-    for part in _PARTS:
-        path = folder / part / "config.json"
-        if path.is_file():
-            config = read_json(path)
-            if config.get("_class_name") in MODELS:
-                return path.parent, config
-            found.append(f"{path} is of a {config.get('_class_name')}")
+def _model_part(folder: Path, name: str) -> tuple[Path, str, dict[str, Any]]:
+    """The folder that holds the model's configuration, the model's class, and the checked configuration."""
+    parts = [folder / part for part in _PARTS]
+    kinds = {part: _kind(part) for part in parts if (part / "config.json").is_file()}
+    for part, written in kinds.items():
+        if kind := MODELS.get(written):
+            config = read_json(part / "config.json")
+            _check_settings(part / "config.json", config, kind, kind)
+            return part, kind, config
     known = ", ".join(sorted(set(MODELS.values())))
-    if found:
-        raise ValueError(f"{name} holds no model that can be loaded ({'; '.join(found)}): known are {known}")
+    if kinds:
+        found = "; ".join(f"{part / 'config.json'} is of a {kind}" for part, kind in kinds.items())
+        raise ValueError(f"{name} holds no model that can be loaded ({found}): known are {known}")
     raise FileNotFoundError(
         f"{name} holds no model: looked for config.json of a {known} in "
-        f"{', '.join(str((folder / part).resolve()) for part in _PARTS)}"
+        f"{', '.join(str(part.resolve()) for part in parts)}"
     )
+
+
+def _kind(folder: Path) -> str:
+    """The class in the configuration of a folder; empty without one."""
+    file = folder / "config.json"
+    return str(read_json(file).get("_class_name")) if file.is_file() else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -365,36 +397,30 @@ def _first_stage(homes: Sequence[Path]) -> Path | None:
     """
     parts: dict[Path, str] = {}
     for home in homes:
-        index = read_json(home / "model_index.json") if (home / "model_index.json").is_file() else {}
-        for key, value in index.items():
-            if (
-                not key.startswith("_")
-                and isinstance(value, list)
-                and len(value) == 2
-                and value[1] is not None
-            ):
-                if key not in ("unet", "transformer", "scheduler", "vae"):
-                    raise ValueError(
-                        f"{home / 'model_index.json'} has the part {key} ({value[1]}): models of pixels, or "
-                        "of the latents of a vae (AutoencoderKL), are known, and nothing else beside them"
-                    )
-                if key == "vae":
-                    parts[home / key] = value[1]
-        for config in sorted(home.glob("*/config.json")):
-            kind = str(read_json(config).get("_class_name"))
-            if config.parent not in homes and (_FIRST_STAGE.search(kind) or config.parent.name == "vae"):
-                parts.setdefault(config.parent, kind)
+        file = home / "model_index.json"
+        for key, value in (read_json(file) if file.is_file() else {}).items():
+            named = not key.startswith("_") and isinstance(value, list) and len(value) == 2
+            if not named or value[1] is None or key in ("unet", "transformer", "scheduler"):
+                continue
+            if key != "vae":
+                raise ValueError(
+                    f"{file} has the part {key} ({value[1]}): models of pixels, or of the latents of a vae "
+                    "(AutoencoderKL), are known, and nothing else beside them"
+                )
+            parts[home / key] = value[1]
+        for folder in sorted(config.parent for config in home.glob("*/config.json")):
+            kind = _kind(folder)
+            if folder not in homes and (_FIRST_STAGE.search(kind) or folder.name == "vae"):
+                parts.setdefault(folder, kind)
     for folder, kind in parts.items():
-        if not (folder / "config.json").is_file():
+        written = _kind(folder)
+        if not written:
             raise FileNotFoundError(
                 f"{folder.parent / 'model_index.json'} has a vae, and there is no {folder}"
             )
-        written = read_json(folder / "config.json").get("_class_name")
         if folder.name != "vae" or {kind, written} != {"AutoencoderKL"}:
-            raise ValueError(
-                f"{folder} is a first stage {written or kind}: only a vae, AutoencoderKL, is known"
-            )
-        _check_autoencoder(folder / "config.json", read_json(folder / "config.json"))
+            raise ValueError(f"{folder} is a first stage {written}: only a vae, AutoencoderKL, is known")
+        _autoencoder_config(folder)
     return next(iter(parts), None)
 
 
@@ -432,15 +458,17 @@ def _check_settings(path: Path, config: Mapping[str, Any], kind: str, settings: 
             )
 
 
-def _check_autoencoder(path: Path, config: Mapping[str, Any]) -> None:
+def _autoencoder_config(folder: Path) -> dict[str, Any]:
+    """The configuration of an AutoencoderKL, all of which is understood."""
+    path = folder / "config.json"
+    config = read_json(path)
     _check_settings(path, config, "AutoencoderKL", "AutoencoderKL")
     for key in ("in_channels", "latent_channels"):
         integer(f"{path}: {key}", config.get(key), 1)
-    if not isinstance(config.get("block_out_channels"), list):
-        raise ValueError(
-            f"{path}: block_out_channels must be a list, got {config.get('block_out_channels')!r}"
-        )
+    if not isinstance(blocks := config.get("block_out_channels"), list):
+        raise ValueError(f"{path}: block_out_channels must be a list, got {blocks!r}")
     latent_scaling(config, str(path))
+    return config
 
 
 def read_schedule(path: Path) -> _Schedule:
@@ -461,9 +489,7 @@ def read_schedule(path: Path) -> _Schedule:
         if not _is_number(value) or not 0 < value < 1:
             raise ValueError(f"{path} has {key} {value!r}: it must lie strictly between 0 and 1")
     if trained is not None and (not isinstance(trained, list) or len(trained) != steps):
-        raise ValueError(
-            f"{path} has trained_betas that are not a list of num_train_timesteps {steps} numbers"
-        )
+        raise ValueError(f"{path} has trained_betas that are no list of num_train_timesteps {steps} numbers")
     with _quiet_diffusers():
         try:
             scheduler = getattr(diffusers, kind).from_config(config)
@@ -479,21 +505,19 @@ def read_schedule(path: Path) -> _Schedule:
             f"the noise levels of {path} must be finite, at least two, and increase with the timestep: the "
             f"betas must lie strictly between 0 and 1, got {betas.min():.4g} to {betas.max():.4g}"
         )
-    name = f"beta_schedule {scheduler.config.beta_schedule}" if trained is None else "trained_betas"
+    made = scheduler.config
     unsaid = "" if config.keys() & {"prediction_type", "predict_epsilon"} else ", as it says nothing else"
-    if trained is None and scheduler.config.beta_schedule != "squaredcos_cap_v2":
-        name += f" from {scheduler.config.beta_start:g} to {scheduler.config.beta_end:g}"
-    if scheduler.config.get("rescale_betas_zero_snr"):
+    name = "trained_betas" if trained is not None else f"beta_schedule {made.beta_schedule}"
+    if trained is None and made.beta_schedule != "squaredcos_cap_v2":
+        name += f" from {made.beta_start:g} to {made.beta_end:g}"
+    if made.get("rescale_betas_zero_snr"):
         name += ", rescaled to end in pure noise"
-    return _Schedule(
-        levels,
-        prediction,
-        (
-            f"prediction type: {prediction}{unsaid}",
-            f"schedule: {name}, sigma from {levels[0]:.4g} to {levels[-1]:.4g}",
-            f"timesteps: {len(levels)}",
-        ),
+    lines = (
+        f"prediction type: {prediction}{unsaid}",
+        f"schedule: {name}, sigma from {levels[0]:.4g} to {levels[-1]:.4g}",
+        f"timesteps: {len(levels)}",
     )
+    return _Schedule(levels, prediction, lines)
 
 
 def _prediction(path: Path, config: Mapping[str, Any]) -> str:
@@ -511,51 +535,45 @@ def _prediction(path: Path, config: Mapping[str, Any]) -> str:
 def _weights_file(part: Path, allow_bin: bool) -> Path:
     """The file with a model's weights; safetensors wherever there are some."""
     names = sorted(path.name for path in part.iterdir() if path.is_file())
-    shards = [name for name in names if name.endswith(".index.json") or re.search(r"-\d+-of-\d+\.", name)]
     wanted = SAFE if SAFE in names else BIN
     if wanted in names and f"{wanted}.index.json" in names:
         raise ValueError(
             f"{part} holds {wanted} and {wanted}.index.json, which names other files: which of them are the "
-            "weights cannot be told. Remove the one that is not"
+            "weights is not clear. Remove the one that is not"
         )
-    if wanted in names:
-        if wanted == SAFE or allow_bin:
-            return part / wanted
+    if SAFE in names or (BIN in names and allow_bin):
+        return part / wanted
+    if BIN in names:
         raise ValueError(
             f"{part} holds its weights as {BIN} alone, a pickle. To have it read all the same, by "
             "torch.load(weights_only=True), which runs no code in it, pass allow_bin=True or set the "
             "environment variable MOLRG_ALLOW_BIN=1"
         )
-    save = "load it in diffusers and write it by save_pretrained"
-    if shards:
+    save = f"and one file, {SAFE}, is needed: load it in diffusers and write it by save_pretrained"
+    if shards := list(filter(_SHARD.search, names)):
         raise ValueError(
-            f"{part} holds its weights in shards ({', '.join(shards[:3])}), and one file, {SAFE}, is needed: "
-            f'{save}(folder, max_shard_size="100GB")'
+            f"{part} holds its weights in shards ({', '.join(shards[:3])}), {save}"
+            '(folder, max_shard_size="100GB")'
         )
-    variants = [match for match in map(_VARIANT.fullmatch, names) if match]
-    if variants:
+    if variants := [f"{match[1]}: {match[0]}" for match in map(_VARIANT.fullmatch, names) if match]:
         raise ValueError(
-            f"{part} holds its weights as a variant alone "
-            f"({', '.join(f'{match[1]}: {match[0]}' for match in variants)}), and {SAFE} is needed: "
-            f"{save} without variant"
+            f"{part} holds its weights as a variant alone ({', '.join(variants)}), {save} without variant"
         )
     others = [name for name in names if Path(name).suffix in _WEIGHTS]
-    pickles = [name for name in others if not name.endswith(".safetensors")]
     found = f"only {', '.join(others)}, which is not read" if others else "none"
-    refused = "Pickles (.pt, .pth, .ckpt, .pkl) can run code and are refused; " if pickles else ""
+    if any(not name.endswith(".safetensors") for name in others):
+        found += ". Pickles (.pt, .pth, .ckpt, .pkl) can run code and are refused"
     raise FileNotFoundError(
-        f"no weights in {part.resolve()}: looked for {SAFE}, found {found}. {refused}diffusers' "
-        "save_pretrained writes the file that is needed, in one part and without variant. Of a "
-        f"repository that has but an older {BIN}, pass allow_bin=True or set MOLRG_ALLOW_BIN=1"
+        f"no weights in {part.resolve()}: looked for {SAFE}, found {found}. diffusers' save_pretrained "
+        "writes the file that is needed, in one part and without variant. Of a repository that has but an "
+        f"older {BIN}, pass allow_bin=True or set MOLRG_ALLOW_BIN=1"
     )
 
 
-def _digest_of(*files: Path | None) -> str:
+def _digest_of(*files: Path) -> str:
     """SHA-256 of the contents of files; one in the cache of the Hub, which knows it, is checked."""
     digests = []
     for path in files:
-        if path is None:
-            continue
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         blob = path.resolve()  # the cache keeps a large file under its SHA-256
@@ -565,44 +583,6 @@ def _digest_of(*files: Path | None) -> str:
                 "load it again"
             )
     return hashlib.sha256(repr(digests).encode()).hexdigest()
-
-
-def _read(files: ModelFiles) -> nn.Module:
-    """The model with its weights, all of which must be there, fit, and be finite."""
-    import diffusers
-
-    _check_readable(files.weights)
-    # diffusers sees these two files alone, whatever lies beside them
-    with tempfile.TemporaryDirectory() as alone, _quiet_diffusers():
-        (Path(alone) / "config.json").write_text(json.dumps(files.config), encoding="utf-8")
-        (Path(alone) / files.weights.name).symlink_to(files.weights.resolve())
-        try:
-            model, info = getattr(diffusers, files.kind).from_pretrained(
-                alone,
-                use_safetensors=files.weights.name == SAFE,
-                low_cpu_mem_usage=False,
-                output_loading_info=True,
-                local_files_only=True,
-            )
-        except Exception as error:  # whatever a configuration or weights that do not fit lead to
-            first = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-            raise ValueError(
-                f"{files.weights} does not hold the weights of the {files.kind} in {files.folder}: "
-                f"{type(error).__name__}: {first}"
-            ) from error
-    wrong = [
-        f"{len(info[key])} {key.replace('_', ' ')} ({', '.join(sorted(map(str, info[key]))[:3])} ...)"
-        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info[key]
-    ]
-    if wrong:
-        raise ValueError(
-            f"{files.weights} does not fit the {files.kind} of {files.config_file}: {', '.join(wrong)}"
-        )
-    network: nn.Module = model.eval()
-    if bad := [name for name, value in network.state_dict().items() if not value.isfinite().all()]:
-        raise ValueError(f"{files.weights} holds weights that are NaN or infinite: {', '.join(bad[:3])}")
-    return network
 
 
 def _check_readable(weights: Path) -> None:

@@ -12,28 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from molrg.images.network_layers import blocks
 from molrg.learning.networks import column, initialised_by
 from molrg.support.checks import integer
 
-__all__ = ["DiT", "UNet", "dit", "small_unet", "unet"]
+__all__ = ["ImageNetwork", "check_flat", "dit", "run", "small_unet", "unet"]
 
 
-class _ImageNetwork(nn.Module):
-    """A model of diffusers for images of `shape` (C, H, W), run on images of `padded` (height, width)."""
+class ImageNetwork(nn.Module):
+    """A UNet2DModel or DiTTransformer2DModel of diffusers on flattened images of `shape` (C, H, W).
+
+    The model runs on images of `padded` (height, width), and a DiT with class 0, the only one it has.
+    """
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int], padded: tuple[int, int]) -> None:
         super().__init__()
         self.model = model
         self.shape = shape
+        self.feature_layers = tuple(f"model.{name}" for name in blocks(model))
         self._padding = tuple(large - side for large, side in zip(padded, shape[1:], strict=True))
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, C * H * W)."""
-        if x.ndim != 2 or x.shape[1] != math.prod(self.shape):
-            raise ValueError(
-                f"x must have shape (N, {math.prod(self.shape)}) for images of shape {self.shape}, "
-                f"got {tuple(x.shape)}"
-            )
+        check_flat(x, self.shape)
         _, height, width = self.shape
         images = x.unflatten(1, self.shape)
         below, right = self._padding
@@ -41,44 +42,24 @@ class _ImageNetwork(nn.Module):
             images = functional.pad(images, (0, right, 0, below), mode="replicate")
         # The model's sinusoids are made for time steps of this size, not for log(sigma)/4.
         steps = (100 * column(noise, x)).flatten().expand(len(x))
-        return self._run(images, steps)[:, :, :height, :width].flatten(1)
-
-    def _run(self, images: Tensor, steps: Tensor) -> Tensor:
-        raise NotImplementedError
+        return run(self.model, images, steps, 0)[:, :, :height, :width].flatten(1)
 
 
-class UNet(_ImageNetwork):
-    """A diffusers UNet2DModel on flattened images; made by `unet`."""
-
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int], padded: tuple[int, int]) -> None:
-        super().__init__(model, shape, padded)
-        blocks = [
-            name
-            for name, _ in model.named_modules()
-            if name == "mid_block" or (name.count(".") == 1 and name.startswith(("down_blocks", "up_blocks")))
-        ]
-        order = ("down_blocks", "mid_block", "up_blocks")
-        self.feature_layers = tuple(
-            f"model.{name}" for name in sorted(blocks, key=lambda name: order.index(name.split(".")[0]))
+def check_flat(x: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless x is (N, C * H * W) for images of `shape` (C, H, W)."""
+    if x.ndim != 2 or x.shape[1] != math.prod(shape):
+        raise ValueError(
+            f"x must have shape (N, {math.prod(shape)}) for images of shape {shape}, got {tuple(x.shape)}"
         )
 
-    def _run(self, images: Tensor, steps: Tensor) -> Tensor:
-        output: Tensor = self.model(images, steps, return_dict=False)[0]
-        return output
 
-
-class DiT(_ImageNetwork):
-    """A diffusers DiTTransformer2DModel on flattened images, told no class; made by `dit`."""
-
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int], padded: tuple[int, int]) -> None:
-        super().__init__(model, shape, padded)
-        blocks: Any = model.transformer_blocks
-        self.feature_layers = tuple(f"model.transformer_blocks.{i}" for i in range(len(blocks)))
-
-    def _run(self, images: Tensor, steps: Tensor) -> Tensor:
-        label = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        output: Tensor = self.model(images, steps, class_labels=label, return_dict=False)[0]
-        return output
+def run(model: nn.Module, images: Tensor, steps: Tensor, label: int) -> Tensor:
+    """Return the output (N, ...) of a model of diffusers at time steps (N,); a DiT is given class `label`."""
+    options = {}
+    if hasattr(model, "transformer_blocks"):
+        options["class_labels"] = torch.full((len(images),), label, device=images.device)
+    output: Tensor = model(images, steps, return_dict=False, **options)[0]
+    return output
 
 
 def unet(
@@ -88,7 +69,7 @@ def unet(
     layers_per_block: int = 2,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
-) -> UNet:
+) -> ImageNetwork:
     """Return a UNet of diffusers for images of `shape` (C, H, W), any H and W.
 
     Level i has width * multipliers[i] channels at 1/2^i of the resolution; the lowest level and the middle
@@ -98,34 +79,27 @@ def unet(
 
     Raises ValueError for a shape or sizes below 1, or a width that is not a multiple of 8 (norm groups).
     """
-    _check_shape(shape)
     if integer("width", width, 8) % 8:
         raise ValueError(f"width must be a multiple of 8, got {width}")
     if not multipliers:
         raise ValueError("multipliers must hold at least one number, for example (1, 2, 2)")
-    from diffusers import UNet2DModel
-
     levels = len(multipliers)
-    with initialised_by(generator):
-        model: Any = UNet2DModel(
-            in_channels=shape[0],
-            out_channels=shape[0],
-            block_out_channels=tuple(width * integer("multipliers", m, 1) for m in multipliers),
-            layers_per_block=integer("layers_per_block", layers_per_block, 1),
-            down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
-            norm_num_groups=8,
-            dropout=dropout,
-        )
-    divisor = 2 ** (levels - 1)
-    return UNet(model, shape, (_up_to(shape[1], divisor), _up_to(shape[2], divisor)))
+    return _unet(
+        shape,
+        [width * integer("multipliers", m, 1) for m in multipliers],
+        generator,
+        layers_per_block=integer("layers_per_block", layers_per_block, 1),
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        dropout=dropout,
+    )
 
 
 def small_unet(
     shape: tuple[int, int, int],
     channels: Sequence[int] = (32, 64, 96),
     generator: torch.Generator | None = None,
-) -> UNet:
+) -> ImageNetwork:
     """Return a UNet of diffusers that a processor core trains, for images of `shape` (C, H, W), any H and W.
 
     Level i has channels[i] channels at 1/2^i of the resolution, one residual block in the encoder and two in
@@ -135,26 +109,37 @@ def small_unet(
 
     Raises ValueError for a shape below 1 or for channels that are no multiples of 16.
     """
-    _check_shape(shape)
     if not channels or any(integer("channels", each, 16) % 16 for each in channels):
         raise ValueError(f"channels must be multiples of 16, at least one, got {tuple(channels)}")
+    return _unet(
+        shape,
+        channels,
+        generator,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * len(channels),
+        up_block_types=("UpBlock2D",) * len(channels),
+        attention_head_dim=16,
+        resnet_time_scale_shift="scale_shift",
+    )
+
+
+def _unet(
+    shape: tuple[int, int, int], channels: Sequence[int], generator: torch.Generator | None, **options: Any
+) -> ImageNetwork:
+    """A UNet2DModel whose level i has channels[i] channels at 1/2^i of the resolution."""
+    _check_shape(shape)
     from diffusers import UNet2DModel
 
-    levels = len(channels)
     with initialised_by(generator):
         model: Any = UNet2DModel(
             in_channels=shape[0],
             out_channels=shape[0],
             block_out_channels=tuple(channels),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D",) * levels,
-            up_block_types=("UpBlock2D",) * levels,
             norm_num_groups=8,
-            attention_head_dim=16,
-            resnet_time_scale_shift="scale_shift",
+            **options,
         )
-    divisor = 2 ** (levels - 1)
-    return UNet(model, shape, (_up_to(shape[1], divisor), _up_to(shape[2], divisor)))
+    divisor = 2 ** (len(channels) - 1)
+    return ImageNetwork(model, shape, (_up_to(shape[1], divisor), _up_to(shape[2], divisor)))
 
 
 def dit(
@@ -164,7 +149,7 @@ def dit(
     patch: int = 2,
     dropout: float = 0.0,
     generator: torch.Generator | None = None,
-) -> DiT:
+) -> ImageNetwork:
     """Return a diffusion transformer of diffusers for images of `shape` (C, H, W), any H and W.
 
     `depth` blocks of `width` channels, in heads of 32 (64 from width 384 on), on patches of patch x patch
@@ -200,7 +185,7 @@ def dit(
         block.norm1.emb.class_embedder.dropout_prob = 0.0  # there is one label, and it is never left out
     nn.init.zeros_(model.proj_out_2.weight)
     nn.init.zeros_(model.proj_out_2.bias)
-    return DiT(model, shape, (side, side))
+    return ImageNetwork(model, shape, (side, side))
 
 
 def _check_shape(shape: tuple[int, int, int]) -> None:

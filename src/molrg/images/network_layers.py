@@ -6,7 +6,15 @@ from torch import nn
 
 from molrg.measuring.features import default_layers
 
-__all__ = ["all_layers", "skip_layers"]
+__all__ = ["all_layers", "blocks", "skip_layers"]
+
+
+def blocks(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the blocks of a model of diffusers, in order: those whose features are read.
+
+    Of a UNet `down_blocks.<i>`, `mid_block`, `up_blocks.<i>`; of a DiT `transformer_blocks.<i>`.
+    """
+    return tuple(name for name, _ in [*_blocks(model), *_entries(model, "transformer_blocks")])
 
 
 def all_layers(denoiser: nn.Module) -> tuple[str, ...]:
@@ -21,10 +29,8 @@ def all_layers(denoiser: nn.Module) -> tuple[str, ...]:
     if model is None:
         return default_layers(denoiser)
     if hasattr(model, "transformer_blocks"):
-        return tuple(f"{prefix}transformer_blocks.{i}" for i in range(len(model.transformer_blocks)))
-    middle = [] if model.mid_block is None else [("mid_block", model.mid_block)]
-    blocks = [*_entries(model, "down_blocks"), *middle, *_entries(model, "up_blocks")]
-    inside = [f"{name}.{layer}" for name, block in blocks for layer in _computed(block)]
+        return tuple(prefix + name for name in blocks(model))
+    inside = [f"{name}.{layer}" for name, block in _blocks(model) for layer in _computed(block)]
     return tuple(prefix + name for name in ["conv_in", *inside])
 
 
@@ -55,6 +61,13 @@ def _model_in(denoiser: nn.Module) -> tuple[str, Any]:
         if type(module).__name__ in ("UNet2DModel", "DiTTransformer2DModel"):
             return name + "." * bool(name), module
     return "", None
+
+
+def _blocks(model: Any) -> list[tuple[str, Any]]:
+    """The blocks of a UNet with their names; none of another model."""
+    middle = getattr(model, "mid_block", None)
+    inside = [] if middle is None else [("mid_block", middle)]
+    return [*_entries(model, "down_blocks"), *inside, *_entries(model, "up_blocks")]
 
 
 def _entries(module: nn.Module, name: str) -> list[tuple[str, Any]]:

@@ -14,7 +14,6 @@ listed in `SETTINGS`; all else is refused, by its name. Weights are read from
 with `allow_bin=True` or the environment variable MOLRG_ALLOW_BIN=1, and without running any code in it.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from molrg.images.checkpoint_files import ModelFiles, find, latent_factor, read_json, read_schedule
+from molrg.images.image_networks import check_flat, run
+from molrg.images.network_layers import blocks
 from molrg.learning.networks import PREDICTIONS, column
 from molrg.support import data_read
 from molrg.support.checks import integer
@@ -47,7 +48,7 @@ class Published(nn.Module):
 
     and t = t(sigma) is linear in log sigma between neighbouring steps, with t(sigma_t) = t: sinusoidal
     embeddings take fractions of a step. Output channels for a learned variance are left out, and a model of
-    classes is told its null class. Nothing is clipped.
+    classes is given its null class. Nothing is clipped.
 
     `shape` is (C, H, W), `sigma_range` (sigma_0, sigma_{T-1}), `feature_layers` the blocks, `digest` the
     SHA-256 of weights and configurations, `vae` the folder of the autoencoder in whose latents the model
@@ -63,16 +64,16 @@ class Published(nn.Module):
         name: str,
         digest: str = "",
         vae: Path | None = None,
-        told: Sequence[str] = (),
+        read_as: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.shape, self.name, self.digest, self.vae = shape, name, digest, vae
-        self.prediction, self._told = _PREDICTIONS[prediction], tuple(told)
+        self.prediction, self._read_as = _PREDICTIONS[prediction], tuple(read_as)
         self._levels = levels
         self.sigma_range = (levels[0].item(), levels[-1].item())
-        self._null_class = getattr(model.config, "num_embeds_ada_norm", None)
-        self.feature_layers = tuple(f"model.{block}" for block in _blocks(model))
+        self._null_class = getattr(model.config, "num_embeds_ada_norm", 0)
+        self.feature_layers = tuple(f"model.{block}" for block in blocks(model))
 
     @property
     def image_side(self) -> int | None:
@@ -86,7 +87,7 @@ class Published(nn.Module):
 
         Of the model, what it predicts, the schedule, the timesteps, and the scaling of the latents.
         """
-        return list(self._told)
+        return list(self._read_as)
 
     def levels(self) -> Tensor:
         """Return the noise level sigma_t of every timestep t = 0 ... T - 1, (T,) float64, increasing."""
@@ -101,20 +102,12 @@ class Published(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Return D(x, sigma), (N, n)."""
-        if x.ndim != 2 or x.shape[1] != math.prod(self.shape):
-            raise ValueError(
-                f"x must have shape (N, {math.prod(self.shape)}) for images of shape {self.shape}, "
-                f"got {tuple(x.shape)}"
-            )
+        check_flat(x, self.shape)
         level = column(sigma, x)
         skip, out = PREDICTIONS[self.prediction](level, 1.0)
         images = (x / (1 + level**2).sqrt()).unflatten(1, self.shape).to(self.model.dtype)
         steps = self.timesteps(sigma).flatten().float().to(x.device).expand(len(x))
-        if self._null_class is None:
-            output = self.model(images, steps, return_dict=False)[0]
-        else:
-            label = torch.full((len(x),), self._null_class, device=x.device)
-            output = self.model(images, steps, class_labels=label, return_dict=False)[0]
+        output = run(self.model, images, steps, self._null_class)
         return torch.addcmul(skip * x, out, output[:, : self.shape[0]].flatten(1).to(x.dtype))
 
     def check(self, shape: tuple[int, int, int]) -> None:
@@ -122,12 +115,9 @@ class Published(nn.Module):
         if tuple(shape) == self.shape:
             return
         help = "Choose other data, or bring them to this size"
-        if self.vae is None and self.shape[0] == 4:
-            help = (
-                "If its 4 channels are latents, encode the images with published.latents(vae, data, folder)"
-            )
-        if self.vae is not None:
-            help = "It works on latents: encode the images with published.latents(vae, data, folder, side)"
+        if self.vae is not None or self.shape[0] == 4:
+            known = "It works on latents" if self.vae is not None else "If its 4 channels are latents"
+            help = f"{known}: encode the images with molrg.images.latents.latents(vae, data, folder, side)"
         raise ValueError(
             f"the checkpoint {self.name} is one of images of shape {self.shape} (channels, height, width), "
             f"and the data have shape {tuple(shape)}. {help}"
@@ -195,17 +185,20 @@ def load(
         another shape.
     """
     found = find(name_or_folder, allow_bin, scheduler)
-    name, files = str(name_or_folder), found.files
-    schedule = read_schedule(found.scheduler)
-    own_shape = _shape(files, shape)
-    digest = found.digest()
-    told = found.told(own_shape, schedule)
+    schedule, own_shape, digest = read_schedule(found.scheduler), _shape(found.files, shape), found.digest()
     denoiser = Published(
-        files.read(), schedule.levels, schedule.prediction, own_shape, name, digest, found.vae, told
+        found.files.read(),
+        schedule.levels,
+        schedule.prediction,
+        own_shape,
+        found.name,
+        digest,
+        found.vae,
+        found.read_as(own_shape, schedule),
     )
     if shape is not None:
         denoiser.check(shape)
-    data_read.note(f"published/{name}", digest)
+    data_read.note(f"published/{found.name}", digest)
     return denoiser.eval()
 
 
@@ -225,18 +218,6 @@ def _present(name: str) -> str | None:
         return digest_of(name.removeprefix("published/"))
     except FileNotFoundError:
         return None
-
-
-def _blocks(model: nn.Module) -> list[str]:
-    """The names of the encoder's, middle and decoder's blocks of a UNet, or of the blocks of a DiT."""
-    found = []
-    for name in ("down_blocks", "mid_block", "up_blocks", "transformer_blocks"):
-        part = getattr(model, name, None)
-        if isinstance(part, nn.ModuleList):
-            found += [f"{name}.{i}" for i in range(len(part))]
-        elif part is not None:
-            found.append(name)
-    return found
 
 
 def _shape(files: ModelFiles, data_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:

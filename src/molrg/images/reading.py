@@ -15,7 +15,7 @@ import textwrap
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,15 +223,11 @@ def read_folder(path: str | Path) -> Images:
     read = {part: [_pixels(file, faults) for file in chosen] for part, chosen in files.items()}
     faults.refuse()
     every = read["train"] + read["test"]
-    sizes = Counter(pixels.shape[:2] for pixels in every)
-    (usual, count), all_sizes = sizes.most_common(1)[0], sizes.total()
-    for file, pixels in zip(files["train"] + files["test"], every, strict=True):
-        if pixels.shape[:2] != usual:
-            faults.add(
-                f"another size than {count} of {all_sizes} images, {usual[1]}x{usual[0]}",
-                file,
-                f" ({pixels.shape[1]}x{pixels.shape[0]})",
-            )
+    ((height, width), count), *_ = Counter(pixels.shape[:2] for pixels in every).most_common()
+    for file, (h, w, *_) in zip(files["train"] + files["test"], (p.shape for p in every), strict=True):
+        if (h, w) != (height, width):
+            kind = f"another size than {count} of {len(every)} images, {width}x{height}"
+            faults.add(kind, file, f" ({w}x{h})")
     faults.refuse()
     deep, colour = any(p.dtype == np.uint16 for p in every), any(p.ndim == 3 for p in every)
 
@@ -267,38 +263,34 @@ class _Faults:
     def refuse(self) -> None:
         """Raise ValueError if there are faults, with the first three of every kind."""
         if self.kinds:
-            told = (f"{kind}: {_some(what)}" for kind, what in self.kinds.items())
+            lines = [f"{kind}: {_some(what)}" for kind, what in self.kinds.items()]
             raise ValueError(
-                "\n  ".join((f"{self.root} cannot be read as folders of images, one a class:", *told))
+                "\n  ".join([f"{self.root} cannot be read as folders of images, one a class:", *lines])
             )
 
 
 def _files_of_classes(faults: _Faults) -> dict[str, list[Path]]:
     """Return what lies in the class folders of train/ and test/, in order; note what is amiss."""
-    path = faults.root
-    files: dict[str, list[Path]] = {}
-    folders: dict[str, set[str]] = {}
-    for part in ("train", "test"):
-        files[part], folders[part] = [], set()
-        for folder in _visible(path / part):
+    files: dict[str, list[Path]] = {"train": [], "test": []}
+    folders: dict[str, set[str]] = {"train": set(), "test": set()}
+    for part, found in files.items():
+        for folder in _visible(faults.root / part):
             if not folder.is_dir():
                 faults.add("broken link" if folder.is_symlink() else "outside the class folders", folder)
                 continue
             folders[part].add(folder.name)
             inside = _visible(folder)
+            found += [each for each in inside if each.is_file()]
             for each in inside:
-                if each.is_dir():
-                    faults.add("folder within a class", each)
-                elif not each.is_file():
-                    faults.add("broken link", each)
+                if not each.is_file():
+                    faults.add("folder within a class" if each.is_dir() else "broken link", each)
             if not inside:
                 faults.add("class without images", folder)
-            files[part] += [each for each in inside if each.is_file()]
     for part, other in (("train", "test"), ("test", "train")):
         for name in sorted(folders[other] - folders[part]):
-            faults.add(f"class that {part}/ lacks", path / other / name)
+            faults.add(f"class that {part}/ lacks", faults.root / other / name)
     if len(folders["train"]) < 2:
-        faults.add("fewer than two class folders", path / "train")
+        faults.add("fewer than two class folders", faults.root / "train")
     return files
 
 
@@ -494,19 +486,14 @@ def _published(name: str, base: Path, download: bool) -> Images:
         )
     content: dict[str, Any] = {}
     for part, idx in (("train", "train"), ("test", "t10k")):
+        pictures, labels = f"{part}_images", f"{part}_labels"
         if name == "fashion_mnist":
-            for key, file, read in (
-                ("images", f"{idx}-images-idx3-ubyte", read_image_file),
-                ("labels", f"{idx}-labels-idx1-ubyte", read_label_file),
-            ):
-                try:
-                    content[f"{part}_{key}"] = read(str(folder / file)).numpy()
-                except Exception as error:
-                    raise ValueError(f"{folder / file} is not a whole IDX file of bytes: {error}") from error
+            content[pictures] = _idx(folder / f"{idx}-images-idx3-ubyte", read_image_file)
+            content[labels] = _idx(folder / f"{idx}-labels-idx1-ubyte", read_label_file)
             content["class_names"] = _FASHION.split(",")
         else:
             batches = kind(str(base), train=part == "train")
-            content[f"{part}_images"], content[f"{part}_labels"] = batches.data, np.asarray(batches.targets)
+            content[pictures], content[labels] = batches.data, np.asarray(batches.targets)
             content["class_names"] = batches.classes
     if name == "cifar100":  # torchvision leaves out the coarse groups
         train, meta = (
@@ -516,3 +503,10 @@ def _published(name: str, base: Path, download: bool) -> Images:
         content["coarse_of_class"] = np.asarray(list(groups.values()))
         content["coarse_names"] = meta["coarse_label_names"]
     return _images(name, str(folder), content, "torchvision's arrays of bytes")
+
+
+def _idx(file: Path, read: Callable[[str], Tensor]) -> np.ndarray:
+    try:
+        return read(str(file)).numpy()
+    except Exception as error:
+        raise ValueError(f"{file} is not a whole IDX file of bytes: {error}") from error
