@@ -21,6 +21,7 @@ __all__ = [
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Of the largest magnitude of features: quotients and sums of such numbers stay inside float32."""
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def floating(name: str, features: Tensor) -> Tensor:
@@ -82,22 +83,17 @@ def check_features(features: Tensor, probes: int | None = None, dim: int | None 
 
 def check_labels(labels: Tensor, shape: tuple[int, int], num_classes: int | None = None) -> Tensor:
     """Return labels, (N,) or (P, N) for `shape` (P, N), as int64; raises ValueError outside 0 ... K - 1."""
-    if (
-        not isinstance(labels, Tensor)
-        or labels.dtype == torch.bool
-        or labels.is_floating_point()
-        or labels.is_complex()
-    ):
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+    kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+    if kind not in _INTEGERS:
         raise ValueError(f"labels must be an integer tensor of class numbers, got {kind}")
     if tuple(labels.shape) not in (tuple(shape), tuple(shape[1:])):
         raise ValueError(
             f"labels must have shape {tuple(shape[1:])} or {tuple(shape)}, got {tuple(labels.shape)}"
         )
     low, high = labels.min().item(), labels.max().item()
-    if low < 0 or (num_classes is not None and high >= num_classes):
-        top = "..." if num_classes is None else f"... {num_classes - 1}"
-        raise ValueError(f"labels must lie in 0 {top}, found {low if low < 0 else high}")
+    if low < 0 or high >= (num_classes or math.inf):
+        allowed = "be at least 0" if num_classes is None else f"lie in 0 ... {num_classes - 1}"
+        raise ValueError(f"labels must {allowed}, found {low if low < 0 else high}")
     return labels.to(torch.int64)
 
 

@@ -62,10 +62,11 @@ def _squares(values: Tensor) -> Tensor:
 
 
 def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    types = {str(getattr(each, "dtype", type(each).__name__)) for each in (a, b)}
-    if len(types) > 1:
-        raise ValueError(f"features must be floating point of one type, got {' and '.join(sorted(types))}")
-    a, b = floating("features", a), floating("features", b)
+    kinds, a, b = (a, b), floating("features", a), floating("features", b)
+    if kinds[0].dtype != kinds[1].dtype:
+        raise ValueError(
+            f"features must be floating point of one type, got {kinds[0].dtype} and {kinds[1].dtype}"
+        )
     if a.shape[-2] != b.shape[-2] or a.shape[-2] < 2:
         raise ValueError(
             "features must be (..., N, D) with the same N >= 2 samples in both, "
