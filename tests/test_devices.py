@@ -89,7 +89,7 @@ def stored_layers(device: torch.device, folder: Path) -> Iterable[Any]:
     found = feature_store.sweep(
         network().to(device), DATA, [0.1, 1.0], folder=folder / "features", batch_size=30, progress=False
     )
-    return [found[name].copy() for name in found.layers]
+    return [found[name] for name in found.layers]
 
 
 def exact_denoisers(device: torch.device, _: Path) -> Iterable[Any]:

@@ -210,3 +210,66 @@ def test_wrong_values_are_named() -> None:
     with pytest.raises(ValueError, match="x must have shape"):
         features.extract(denoiser, points(dim=6)[0], 0.3)
     assert hooks(denoiser) == 0
+
+
+@pytest.mark.parametrize("call", [features.extract, features.stream])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigma": 0.0}, "sigma must be finite and positive, got 0"),
+        ({"sigma": -0.3}, "sigma must be finite and positive, got -0.3"),
+        ({"sigma": float("nan")}, "sigma must be finite and positive, got nan"),
+        ({"sigma": torch.tensor([0.3] * 10 + [0.0])}, "sigma must be finite and positive, got 0"),
+        ({"sigma": [0.3] * 10}, "sigma must be a number or have shape (11,), got (10,)"),
+        ({"sigma": True}, "got the boolean True"),
+        ({"sigma": "0.3"}, "got '0.3'"),
+        ({"x": (10 * points()).to(torch.uint8)}, "x must be a floating-point tensor (N, n), got torch.uint8"),
+        ({"x": points() > 0}, "x must be a floating-point tensor (N, n), got torch.bool"),
+        ({"x": points().numpy()}, "x must be a floating-point tensor (N, n), got ndarray"),
+        ({"x": points().tolist()}, "x must be a floating-point tensor (N, n), got list"),
+        ({"x": points().masked_fill(points() > 1, torch.nan)}, "x must be finite, found NaN or infinity"),
+        ({"x": points() / 0}, "x must be finite, found NaN or infinity"),
+        ({"x": points().reshape(11, 1, 2, 3)}, "x must have shape (N, n) with N >= 1, got (11, 1, 2, 3)"),
+        ({"x": points()[:0]}, "x must have shape (N, n) with N >= 1, got (0, 6)"),
+        ({"batch_size": True}, "batch_size must be an integer >= 1, got True"),
+    ],
+)
+def test_what_would_give_nonsense_is_named(call, change, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(network(), **{"x": points(), "sigma": 0.3} | change)
+
+
+def test_images_are_not_features_without_their_axes() -> None:
+    """A denoiser of maps could take them; the rows of x are vectors all the same."""
+
+    class Maps(nn.Module):
+        def forward(self, x: Tensor, sigma: float) -> Tensor:
+            return x
+
+    with pytest.raises(ValueError, match="flatten images"):
+        features.extract(Maps(), torch.ones(3, 1, 2, 2), 0.3, ["denoised"])
+
+
+@pytest.mark.parametrize("reduce", [features.spatial_mean, features.grid_mean(2)])
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 2, 2, 2)])
+def test_activations_of_other_axes_are_named(reduce: features.Reduce, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"got {shape}; give a `reduce` of your own")):
+        reduce(torch.ones(shape))
+
+
+def test_levels_in_any_form_are_the_same() -> None:
+    levels = torch.linspace(0.1, 1.0, 11)
+    expected = features.extract(network(), points(), levels)
+    for given in (levels.tolist(), tuple(levels.tolist()), levels.numpy(), levels.double()):
+        found = features.extract(network(), points(), given)
+        torch.testing.assert_close(found, expected)
+    one = features.extract(network(), points(), 0.3)
+    for single in ([0.3], torch.tensor(0.3), torch.tensor([0.3])):
+        torch.testing.assert_close(features.extract(network(), points(), single), one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_points_are_brought_to_the_precision_of_the_weights(dtype: torch.dtype) -> None:
+    found = features.extract(network(), points().to(dtype), 0.3)
+    expected = features.extract(network(), points().to(dtype).float(), 0.3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -86,6 +86,14 @@ def test_nearest_point_and_its_distance() -> None:
     assert (index == torch.arange(len(POINTS))).all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_has_no_nearest_point(value: float) -> None:
+    x = noisy(0.3)
+    x[2, 1] = value
+    with pytest.raises(ValueError, match="x must be finite, found NaN or infinity"):
+        EmpiricalDenoiser(POINTS).nearest(x)
+
+
 def test_score_is_the_gradient_of_the_log_density() -> None:
     """By automatic differentiation of a density written with torch alone."""
     sigma, x = 0.4, noisy(0.4).requires_grad_()

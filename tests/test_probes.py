@@ -179,7 +179,7 @@ def test_subspaces_recover_planes_and_their_snr() -> None:
     torch.testing.assert_close(projection, expected, atol=0.1, rtol=0)
     assert fit.snr(features, labels).item() == pytest.approx(13 / 4, rel=0.05)
     assert fit.snr(features, labels, denominator="classes").item() == pytest.approx(13 / 2, rel=0.05)
-    own = fit.energies(features)[0, :, 0]
+    own = fit.energies(features)[0, :, 0].float()
     torch.testing.assert_close(own, (features[0] @ fit.bases[0, 0]).square().sum(1))
     by_hand = (own < fit.energies(features)[0, :, 1]).long()
     assert torch.equal(fit.predict(features)[0], by_hand)
@@ -223,12 +223,20 @@ X, Y = torch.randn(2, 6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
         ({"features": torch.where(X > 0, math.nan, X)}, "must be finite"),
         ({"labels": Y[:5]}, r"shape \(6,\) or \(2, 6\), got \(5,\)"),
         ({"labels": Y.float()}, "integer tensor"),
-        ({"labels": Y - 1}, r"0 \.\.\. 1, found -1"),
+        ({"labels": Y - 1}, "labels must be at least 0, found -1"),
+        ({"labels": Y - 1, "num_classes": 3}, r"0 \.\.\. 2, found -1"),
+        ({"labels": Y > 0}, "integer tensor of class numbers, got torch.bool"),
+        ({"labels": Y.tolist()}, "integer tensor of class numbers, got list"),
         ({"num_classes": 2}, r"0 \.\.\. 1, found 2"),
         ({"num_classes": 1}, "num_classes must be an integer >= 2"),
         ({"l2": 0.0}, "l2 must be finite and positive"),
         ({"l2": torch.ones(3)}, r"one per probe \(2,\)"),
-        ({"tolerance": 0.0}, "tolerance must lie between 0 and 1"),
+        ({"l2": True}, "l2 must be a number .* got the boolean True"),
+        ({"l2": "a"}, "l2 must be a number .* got 'a'"),
+        ({"l2": math.nan}, "l2 must be finite and positive"),
+        ({"num_classes": True}, "num_classes must be an integer >= 2, got True"),
+        ({"tolerance": 0.0}, "tolerance must lie strictly between 0 and 1"),
+        ({"tolerance": True}, "tolerance must lie strictly between 0 and 1, got True"),
         ({"max_iterations": 0}, "max_iterations must be an integer >= 1"),
     ],
 )
@@ -246,7 +254,9 @@ def test_wrong_arguments_of_the_others_are_named() -> None:
         probes.select_logistic(X, Y, validation=0.01)
     with pytest.raises(ValueError, match="rank must be an integer from 1 to 3"):
         subspaces.class_subspaces(X, Y, rank=4)
-    with pytest.raises(ValueError, match="the smallest has 2"):
+    with pytest.raises(
+        ValueError, match="needs at least 3 samples in every class; the smallest, class 0, has 2"
+    ):
         subspaces.class_subspaces(X, Y, rank=3)
     fit = subspaces.class_subspaces(X, Y, rank=1)
     with pytest.raises(ValueError, match=r"must be \(2, N, 3\) as in the fit"):
@@ -269,3 +279,192 @@ def test_class_subspaces_are_the_leading_singular_vectors(dim: int, own_labels: 
         members = X[probe, labels[probe if own_labels else 0] == label]
         expected = torch.linalg.svd(members).Vh[:3].T
         assert (expected * bases[probe, label]).sum(0).abs().min() > 1 - 1e-10  # in order, but for the sign
+
+
+# --- nothing wrong in silence -----------------------------------------------------------------------
+
+
+def readings(features: Tensor, labels: Tensor) -> list[Tensor]:
+    """All that is read out of features, on themselves, and that a factor does not change."""
+    seed = torch.Generator().manual_seed(0)
+    fits = [
+        probes.fit_logistic(features, labels),
+        probes.select_logistic(features, labels, generator=seed),
+        probes.select_logistic_curve(features, labels, generator=seed),
+        subspaces.class_subspaces(features, labels, 2),
+        subspaces.class_subspaces(features, labels, 2, unit=True),
+    ]
+    found = [fit.accuracy(features, labels) for fit in fits]
+    found += [fit.snr(features, labels, kind) for fit in fits[3:] for kind in ("residual", "classes")]  # type: ignore[union-attr]
+    return [*found, fits[0].logits(features), subspaces.unit_features(features)[0]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("factor", [1e-29, 1e-25, 1e-10, 1e18, 1e28])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_changes_nothing(factor: float, dtype: torch.dtype) -> None:
+    """Squares of such features, and their sums, leave the range of float32."""
+    train, labels, _, _ = random_features(0)
+    train = train[None, :, :20].to(dtype)
+    expected, found = readings(train, labels), readings(train * factor, labels)
+    for one, other in zip(found[:-2], expected[:-2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=0.003)
+    torch.testing.assert_close(found[-1], expected[-1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[-2], expected[-2], rtol=0, atol=0.05)
+    energies = subspaces.class_subspaces(train * factor, labels, 2).energies(train * factor)
+    wanted = subspaces.class_subspaces(train, labels, 2).energies(train)
+    torch.testing.assert_close(energies / factor**2, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_feature_of_another_scale_than_the_others_counts_as_much() -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 2
+    features = torch.randn(1, 300, 3, generator=g)
+    features[0, :, 1] = 1e-25 * (labels + 0.1 * torch.randn(300, generator=g))
+    assert probes.fit_logistic(features, labels).accuracy(features, labels).item() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_as_single_precision(dtype: torch.dtype) -> None:
+    train, labels, _, _ = random_features(0)
+    half = train[None, :, :20].to(dtype)
+    for one, other in zip(readings(half, labels), readings(half.float(), labels), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_features_of_another_precision_than_the_fit() -> None:
+    train, labels, _, _ = random_features(0)
+    train = train[None, :, :20]
+    for fit in (probes.fit_logistic(train, labels), subspaces.class_subspaces(train, labels, 2, unit=True)):
+        for other in (train.double(), train.half()):
+            assert abs(fit.accuracy(other, labels) - fit.accuracy(train, labels)) < 0.005
+
+
+BROKEN = {
+    "NaN": torch.where(X > 0, math.nan, X),
+    "infinity": torch.where(X > 0, math.inf, X),
+    "NumPy": X.numpy(),
+    "integers": X.long(),
+    "booleans": X > 0,
+    "too large": X * 1e35,
+    "too small": X * 1e-35,
+    "no samples": X[:, :0],
+    "two axes": X[0],
+    "four axes": X[None],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_public_function_refuses_what_it_cannot_read(name: str) -> None:
+    broken, fit = BROKEN[name], probes.fit_logistic(X, Y)
+    spaces = subspaces.class_subspaces(X, Y, 1)
+    calls: dict[str, Any] = {
+        "fit_logistic": lambda: probes.fit_logistic(broken, Y),
+        "select_logistic": lambda: probes.select_logistic(broken, Y),
+        "select_logistic_curve": lambda: probes.select_logistic_curve(broken, Y),
+        "logits": lambda: fit.logits(broken),
+        "predict": lambda: fit.predict(broken),
+        "accuracy": lambda: fit.accuracy(broken, Y),
+        "class_subspaces": lambda: subspaces.class_subspaces(broken, Y, 1),
+        "energies": lambda: spaces.energies(broken),
+        "subspace": lambda: spaces.predict(broken),
+        "subspace accuracy": lambda: spaces.accuracy(broken, Y),
+        "snr": lambda: spaces.snr(broken, Y),
+        "unit_features": lambda: subspaces.unit_features(broken),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=r"^features must "):
+            call()
+
+
+def test_labels_and_options_that_are_not_numbers_are_refused() -> None:
+    fit, spaces = probes.fit_logistic(X, Y), subspaces.class_subspaces(X, Y, 1)
+    for labels in (Y > 0, Y.float(), Y.numpy()):
+        for call in (fit.accuracy, spaces.accuracy, spaces.snr):
+            with pytest.raises(ValueError, match="labels must be an integer tensor"):
+                call(X, labels)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rank must be an integer"):
+        subspaces.class_subspaces(X, Y, True)
+    with pytest.raises(ValueError, match="unit must be True or False, got 1"):
+        subspaces.class_subspaces(X, Y, 1, unit=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="validation must lie strictly between"):
+        probes.select_logistic(X, Y, validation=True)
+    with pytest.raises(ValueError, match="got the boolean True"):
+        probes.select_logistic(X, Y, l2_grid=(True, 0.1))
+    with pytest.raises(ValueError, match=r"mean must be \(2, 1, 3\), got \(2, 6, 3\)"):
+        subspaces.unit_features(X, X)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("own_labels", [False, True])
+def test_a_small_residual_is_not_lost_in_float32(noise: float, own_labels: bool) -> None:
+    """The difference of two energies would lose an SNR above 1e5."""
+    g = torch.Generator().manual_seed(1)
+    bases = torch.linalg.qr(torch.randn(40, 15, generator=g, dtype=torch.float64)).Q.unflatten(1, (3, 5))
+    labels = torch.arange(300) % 3
+    x = torch.einsum("dkr,kr->kd", bases[:, labels], torch.randn(300, 5, generator=g, dtype=torch.float64))
+    x = (x + noise * torch.randn(300, 40, generator=g, dtype=torch.float64))[None].expand(2, -1, -1)
+    fit = subspaces.class_subspaces(x, labels, 5)
+    expected = []  # in float64, from singular values: what the leading five leave
+    for label in range(3):
+        energies = torch.linalg.svdvals(x[0, labels == label]).square()
+        expected.append(energies[:5].sum() / energies[5:].sum())
+    truth = torch.stack(expected).mean().item()
+    assert fit.snr(x, labels)[0].item() == pytest.approx(truth, rel=1e-9)
+    given = torch.stack([labels, labels]) if own_labels else labels
+    single = subspaces.class_subspaces(x.float(), given, 5).snr(x.float(), given)
+    assert single.tolist() == pytest.approx([truth, truth], rel=1e-3)
+
+
+def test_a_small_energy_in_the_other_classes_is_not_lost() -> None:
+    """Class k has energy 1 in its own direction and 1e-10 in one other."""
+    x = torch.tensor([[1.0, 1e-5, 0], [0, 1.0, 1e-5], [1e-5, 0, 1.0]]).repeat(2, 1)[None]
+    spaces = subspaces.ClassSubspaces(torch.eye(3)[None, :, :, None], None, 9)
+    assert spaces.snr(x, Y, "classes").item() == pytest.approx(1e10, rel=1e-5)
+
+
+def test_a_class_that_fills_its_subspace_is_refused() -> None:
+    """With no more samples than directions its SNR would be rounding over rounding."""
+    g = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(1, 205, 40, generator=g), torch.tensor([0] * 100 + [1] * 100 + [2] * 5)
+    spaces = subspaces.class_subspaces(x, labels, 5)
+    with pytest.raises(
+        ValueError, match=r"rank 5 needs at least 6 samples in every class .* got 5 in the sm"
+    ):
+        spaces.snr(x, labels)
+    assert spaces.accuracy(x, labels).item() > 0.5  # classification needs no residual
+    assert 0 < spaces.snr(x, labels, "classes").item() < 100
+    assert subspaces.class_subspaces(x, labels, 4).snr(x, labels).isfinite().all()
+    with pytest.raises(ValueError, match="the smallest, class 2, has 5"):
+        subspaces.class_subspaces(x, labels, 6)
+    with pytest.raises(ValueError, match="the smallest, class 3, has 0"):
+        subspaces.class_subspaces(x, labels, 2, num_classes=4)
+    narrow = x[:, :200, :5]
+    with pytest.raises(ValueError, match="and 6 dimensions, got 100 in the smallest class and 5 dimensions"):
+        subspaces.class_subspaces(narrow, labels[:200], 5).snr(narrow, labels[:200])
+
+
+def test_a_class_without_samples_or_energy_has_no_snr() -> None:
+    features, labels = two_planes(200)
+    spaces = subspaces.class_subspaces(features, labels, 2)
+    for denominator in ("residual", "classes"):
+        with pytest.raises(ValueError, match=r"not of \[1\]"):
+            spaces.snr(features[:, ::2], labels[::2], denominator)
+        with pytest.raises(ValueError, match=r"not of \[0\]"):
+            spaces.snr(features * labels[:, None], labels, denominator)
+
+
+def test_class_subspaces_remember_how_they_were_fitted() -> None:
+    """With `unit` they take raw features, and are those of features prepared by hand."""
+    train, labels, test, test_labels = random_features(1)
+    train, test = train[None], test[None] * 7
+    unit, mean = subspaces.unit_features(train)
+    by_hand = subspaces.class_subspaces(unit, labels, 5)
+    spaces = subspaces.class_subspaces(train, labels, 5, unit=True)
+    prepared = subspaces.unit_features(test, mean)[0]
+    assert torch.equal(spaces.bases, by_hand.bases)
+    assert torch.equal(spaces.energies(test), by_hand.energies(prepared))
+    assert torch.equal(spaces.accuracy(test, test_labels), by_hand.accuracy(prepared, test_labels))
+    for denominator in ("residual", "classes"):
+        snr = spaces.snr(test, test_labels, denominator)
+        assert torch.equal(snr, by_hand.snr(prepared, test_labels, denominator))
+        assert not torch.allclose(snr, by_hand.snr(test, test_labels, denominator), rtol=0.1)

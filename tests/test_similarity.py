@@ -57,10 +57,46 @@ def test_many_against_one(measure) -> None:  # type: ignore[no-untyped-def]
 
 def test_wrong_input_is_named() -> None:
     a = gaussian(10, 3)
-    for b in (gaussian(9, 3), gaussian(10), gaussian(1, 3)):
+    for b in (gaussian(9, 3), gaussian(1, 3)):
         with pytest.raises(ValueError, match="the same N >= 2 samples"):
             linear_cka(a, b)
+    for measure in (linear_cka, relative_distance):
+        with pytest.raises(ValueError, match=r"have samples and dimensions, got \(10,\)"):
+            measure(a, gaussian(10))
+        with pytest.raises(ValueError, match="must be a floating-point tensor, got ndarray"):
+            measure(a, a.numpy())
+        with pytest.raises(ValueError, match=r"must be a floating-point tensor, got torch\.int64"):
+            measure(a.long(), a.long())
+        for broken in (torch.nan, torch.inf):
+            with pytest.raises(ValueError, match="must be finite, found NaN or infinity"):
+                measure(a, torch.where(a > 1, broken, a))
     with pytest.raises(ValueError, match="floating point of one type"):
         linear_cka(a, a.double())
     with pytest.raises(ValueError, match="features of one dimension, got 3 and 4"):
         relative_distance(a, gaussian(10, 4))
+
+
+@pytest.mark.parametrize("same", [0.0, 0.1])
+def test_features_that_are_the_same_for_all_samples_are_refused(same: float) -> None:
+    """Their alignment is 0 / 0, and by rounding any number."""
+    a, constant = gaussian(2000, 3), torch.full((2000, 4), same)
+    for pair in ((a, constant), (constant, a), (torch.stack([a, a]), torch.stack([constant[:, :3], a]))):
+        with pytest.raises(ValueError, match="features that are the same for all samples is not defined"):
+            linear_cka(*pair)
+    with pytest.raises(ValueError, match="relative to features that are all 0"):
+        relative_distance(a, torch.zeros(2000, 3))
+    assert relative_distance(torch.zeros(2000, 3), a) == 1
+
+
+@pytest.mark.parametrize("measure", [linear_cka, relative_distance])
+@pytest.mark.parametrize("factor", [1e-25, 1e18])
+def test_a_common_factor_changes_nothing(measure, factor: float) -> None:  # type: ignore[no-untyped-def]
+    a, b = gaussian(50, 4), gaussian(50, 4, seed=1)
+    torch.testing.assert_close(measure(factor * a, factor * b), measure(a, b), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("measure", [linear_cka, relative_distance])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_with_in_single(measure, dtype) -> None:  # type: ignore[no-untyped-def]
+    a, b = gaussian(3000, 4).to(dtype), gaussian(3000, 4, seed=1).to(dtype)
+    torch.testing.assert_close(measure(a, b), measure(a.float(), b.float()), rtol=0, atol=0)

@@ -346,17 +346,16 @@ class Reader:
         for width in sorted({each.shape[1] for each in train.values()}):
             group = [i for i, name in enumerate(self.layers) if train[name].shape[1] == width]
             z, zt = (torch.stack([part[self.layers[i]] for i in group]) for part in (train, test))
-            unit, mean = subspaces.unit_features(z)
-            unit_test, _ = subspaces.unit_features(zt, mean)
             for g, (labels, test_labels, classes) in enumerate(self.labels):
                 fit = _fit(z, labels, classes, self.draw)
-                bases = subspaces.class_subspaces(unit, labels, _rank(labels, classes, width), classes)
+                rank = _rank(labels, classes, width)
+                bases = subspaces.class_subspaces(z, labels, rank, classes, unit=True)
                 for name, value in (
                     ("linear", fit.accuracy(zt, test_labels)),
                     ("linear_train", fit.accuracy(z, labels)),
-                    ("subspace", bases.accuracy(unit_test, test_labels)),
-                    ("snr", bases.snr(unit, labels)),
-                    ("csnr", bases.snr(unit, labels, denominator="classes")),
+                    ("subspace", bases.accuracy(zt, test_labels)),
+                    ("snr", bases.snr(z, labels)),
+                    ("csnr", bases.snr(z, labels, denominator="classes")),
                 ):
                     found[name][g, group] = value.numpy()
         return found
@@ -423,8 +422,8 @@ def _pooled(activations: Tensor) -> Tensor:
 
 
 def _rank(labels: Tensor, classes: int, dim: int) -> int:
-    """The rank of class subspaces: as published, or as much as the smallest class and the dimension allow."""
-    return min(_SUBSPACE_RANK, int(labels.bincount(minlength=classes).min()), dim)
+    """The rank of class subspaces: as published, or what the smallest class and the dimension allow."""
+    return min(_SUBSPACE_RANK, int(labels.bincount(minlength=classes).min()) - 1, dim - 1)
 
 
 def _on_grid(

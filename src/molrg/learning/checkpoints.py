@@ -1,12 +1,6 @@
-"""Checkpoint files: safetensors with a SHA-256 of the whole file in the header, replaced in one step."""
+"""Checkpoints: the state of a run in a file of tensors, from which the run, and no other, goes on."""
 
-import glob
-import hashlib
 import json
-import os
-import re
-import tempfile
-import time
 from pathlib import Path
 from typing import Protocol
 
@@ -14,94 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from molrg.support.fingerprints import differences
+from molrg.support.tensor_files import load, save
+
 __all__ = ["Run", "RunFile", "load", "optimizer_state", "restore_optimizer", "save"]
-
-_BLANK = b"0" * 64
-_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
-_ABANDONED_AFTER = 3600.0
-
-
-def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write `tensors` and `metadata` to `path`, which holds either the old or the new checkpoint at any time.
-
-    The file is a valid safetensors file. Its header carries `sha256`, the digest of the file with 64 zeros in
-    the digest's place.
-
-    Raises:
-        OSError: the file cannot be written (full disk, no permission); what was at `path` is intact.
-    """
-    from safetensors.torch import save as serialise
-
-    owned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    content = memoryview(serialise(owned, {**metadata, "sha256": _BLANK.decode()}))
-    start = _digest_position(bytes(content[: 8 + int.from_bytes(content[:8], "little")]))
-    assert start is not None
-    digest = hashlib.sha256(content).hexdigest().encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        try:
-            with open(handle, "wb") as file:
-                for part in (content[:start], digest, content[start + len(digest) :]):
-                    file.write(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        before = "The checkpoint written there before is intact" if path.exists() else "None was there before"
-        raise OSError(
-            error.errno,
-            f"cannot write the checkpoint {path} ({len(content) / 1e6:.1f} MB): {error.strerror}. {before}. "
-            "Make room or choose another place, then run again: training goes on from the last checkpoint",
-        ) from error
-
-
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors (on the CPU) and the metadata that `save` wrote to `path`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a byte of the file is missing or not the one written; nothing of it is used.
-    """
-    from safetensors.torch import load as deserialise
-
-    content = path.read_bytes()
-    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    start = _digest_position(content[: 8 + len(header)])
-    expected, actual = "none found in its header", hashlib.sha256(content).hexdigest()
-    if start is not None:
-        expected = content[start : start + 64].decode()
-        blanked = hashlib.sha256(content[:start])
-        blanked.update(_BLANK)
-        blanked.update(memoryview(content)[start + 64 :])
-        actual = blanked.hexdigest()
-    if expected != actual:
-        raise ValueError(
-            f"the checkpoint {path} is damaged: expected SHA-256 {expected}, actual {actual} "
-            f"({len(content)} bytes). Delete it to train from the start, or put an intact copy in its place"
-        )
-    metadata: dict[str, str] = json.loads(header)["__metadata__"]
-    return deserialise(content), metadata
-
-
-def _digest_position(head: bytes) -> int | None:
-    found = _DIGEST.search(head)
-    return None if found is None else found.start(1)
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove what writes that were killed left beside `path`; a young one may belong to a run of now."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        try:
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_AFTER:
-                leftover.unlink()
-        except FileNotFoundError:
-            pass  # another run removed it
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -179,14 +89,9 @@ class RunFile:
                 "or give another checkpoint path"
             )
         ours = self._fingerprint | self.run.past(done)
-        differences = [
-            f"{name} ({theirs.get(name)} there, {ours.get(name)} here)"
-            for name in ours | theirs
-            if theirs.get(name) != ours.get(name)
-        ]
-        if differences:
+        if found := differences(theirs, ours):
             raise ValueError(
-                f"the checkpoint {self.path} is of another run; different are: {', '.join(differences)}. "
+                f"the checkpoint {self.path} is of another run; different are: {found}. "
                 "Give the arguments and the generator seeds of that run, or another checkpoint path, "
                 "or delete the file"
             )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from molrg.support.checks import integer
+from molrg.support.checks import Levels, integer, noise_levels
 
 __all__ = [
     "DENOISED",
@@ -32,12 +32,15 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def spatial_mean(activations: Tensor) -> Tensor:
-    """Average over positions: maps (B, C, H, W) over H and W, tokens (B, T, C) over T; (B, C) as it is."""
+    """Average over positions: maps (B, C, H, W) over H and W, tokens (B, T, C) over T; (B, C) as it is.
+
+    Raises ValueError for activations of other shapes.
+    """
     if activations.ndim == 4:
         return activations.mean((2, 3))
     if activations.ndim == 3:
         return activations.mean(1)
-    return activations
+    return _vectors(activations)
 
 
 def grid_mean(size: int = 4) -> Reduce:
@@ -47,7 +50,7 @@ def grid_mean(size: int = 4) -> Reduce:
     `adaptive_avg_pool2d` makes them, at most one per position; tokens (B, T, C), T a square, as the map of
     sqrt(T) x sqrt(T) that they are; (B, C) is kept as it is.
 
-    Raises ValueError unless size >= 1, and for tokens that fill no square.
+    Raises ValueError unless size >= 1, for tokens that fill no square, and for activations of other shapes.
     """
     return partial(_grid_mean, integer("size", size, 1))
 
@@ -60,7 +63,7 @@ def _grid_mean(size: int, activations: Tensor) -> Tensor:
             raise ValueError(f"grid_mean needs a square number of tokens, got {tokens}; use spatial_mean")
         activations = activations.mT.unflatten(2, (side, side))
     if activations.ndim != 4:
-        return activations
+        return _vectors(activations)
     # The slices run on every device; MPS has adaptive_avg_pool2d for divisible sides alone.
     for axis in (2, 3):
         side = activations.shape[axis]
@@ -71,10 +74,19 @@ def _grid_mean(size: int, activations: Tensor) -> Tensor:
     return activations.flatten(1)
 
 
+def _vectors(activations: Tensor) -> Tensor:
+    if activations.ndim != 2:
+        raise ValueError(
+            "activations must be vectors (B, C), tokens (B, T, C) or maps (B, C, H, W), "
+            f"got {tuple(activations.shape)}; give a `reduce` of your own, or other layers"
+        )
+    return activations
+
+
 def extract(
     denoiser: nn.Module,
     x: Tensor,
-    sigma: float | Tensor,
+    sigma: Levels,
     layers: Sequence[str] | None = None,
     *,
     batch_size: int = 512,
@@ -88,9 +100,10 @@ def extract(
         A module with forward(x, sigma). It runs in evaluation mode, without gradients; its mode and its
         hooks are afterwards as they were.
     x
-        (N, n), noisy or clean. Batches are moved to the denoiser's device; results lie on the device of x.
+        (N, n), noisy or clean, floating point and finite. Batches are brought to the device and the precision
+        of the denoiser's weights; results lie on the device of x.
     sigma
-        The level with which the denoiser is called: a number or (N,).
+        The level with which the denoiser is called: a number, or N of them, from 1e-12 to 1e12.
     layers
         Module names as in `named_modules`, and "denoised" for the denoiser's output; None: the denoiser's
         `feature_layers`, or if it has none, the entries of its outermost module lists.
@@ -103,7 +116,7 @@ def extract(
     ------
     ValueError
         For an unknown layer (lists the valid ones), a layer that the forward pass does not run, or wrong
-        shapes; an error in the denoiser passes through, with all hooks removed.
+        shapes, types or ranges; an error in the denoiser passes through, with all hooks removed.
     """
     chosen = check(denoiser, x, sigma, layers, batch_size)
     results: dict[str, Tensor] = {}
@@ -121,7 +134,7 @@ def extract(
 def stream(
     denoiser: nn.Module,
     x: Tensor,
-    sigma: float | Tensor,
+    sigma: Levels,
     layers: Sequence[str] | None = None,
     *,
     batch_size: int = 512,
@@ -167,14 +180,20 @@ def default_layers(denoiser: nn.Module) -> tuple[str, ...]:
 
 
 def check(
-    denoiser: nn.Module, x: Tensor, sigma: float | Tensor, layers: Sequence[str] | None, batch_size: int
+    denoiser: nn.Module, x: Tensor, sigma: Levels, layers: Sequence[str] | None, batch_size: int
 ) -> dict[str, nn.Module]:
     """Return the chosen modules by layer name; raises ValueError for anything that is wrong."""
     integer("batch_size", batch_size, 1)
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"x must have shape (N, n) with N >= 1, got {tuple(x.shape)}")
-    if isinstance(sigma, Tensor) and sigma.numel() not in (1, len(x)):
-        raise ValueError(f"sigma must be a number or have shape ({len(x)},), got {tuple(sigma.shape)}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a floating-point tensor (N, n), got {kind}; scale images to [-1, 1]")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"x must have shape (N, n) with N >= 1, got {tuple(x.shape)}; flatten images")
+    if not x.sum().isfinite() and not x.isfinite().all():
+        raise ValueError("x must be finite, found NaN or infinity")
+    levels, _ = noise_levels(sigma)
+    if len(levels) not in (1, len(x)):
+        raise ValueError(f"sigma must be a number or have shape ({len(x)},), got ({len(levels)},)")
     names = default_layers(denoiser) if layers is None else tuple(layers)
     modules = dict(denoiser.named_modules())
     valid = [name for name in modules if name] + [DENOISED]
@@ -186,7 +205,7 @@ def check(
 def _passes(
     denoiser: nn.Module,
     x: Tensor,
-    sigma: float | Tensor,
+    sigma: Levels,
     chosen: dict[str, nn.Module],
     batch_size: int,
     reduce: Reduce,
@@ -197,8 +216,10 @@ def _passes(
     A layer that sees the noise level alone gives one row for all samples. Of several calls of a layer in a
     pass, the last is stored last.
     """
-    parameter = next(denoiser.parameters(), None)
-    device = x.device if parameter is None else parameter.device
+    like = next((each for each in denoiser.parameters() if each.is_floating_point()), x)
+    if not isinstance(sigma, Tensor):
+        levels, scalar = noise_levels(sigma)
+        sigma = levels.item() if scalar else levels.to(x.dtype)
     for first in range(0, len(x), batch_size):
         rows = slice(first, min(first + batch_size, len(x)))
         level = sigma[rows] if isinstance(sigma, Tensor) and sigma.numel() > 1 else sigma
@@ -209,7 +230,7 @@ def _passes(
             seen.add(name)
 
         with torch.no_grad(), evaluating(denoiser), watching(chosen, keep):
-            denoiser(x[rows].to(device), level.to(device) if isinstance(level, Tensor) else level)
+            denoiser(x[rows].to(like), level.to(like.device) if isinstance(level, Tensor) else level)
         if missing := [name for name in chosen if name not in seen]:
             raise ValueError(f"the forward pass does not run the layers {missing}; choose others")
         yield rows

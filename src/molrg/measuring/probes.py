@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from molrg.measuring.labelled import check_features, check_training, share_correct
-from molrg.support.checks import fraction, integer
+from molrg.measuring.labelled import SMALLEST, binary_scale, check_features, check_training, share_correct
+from molrg.support.checks import fraction, integer, numbers
 
 __all__ = [
     "CHUNK_ELEMENTS",
@@ -53,7 +53,8 @@ class LogisticProbes:
 
     def logits(self, features: Tensor) -> Tensor:
         """Return the class scores (P, N, K) of features (P, N, D)."""
-        check_features(features, len(self.weight), self.weight.shape[2])
+        features = check_features(features, len(self.weight), self.weight.shape[2])
+        features = features.to(self.weight.dtype)
         weight = self.weight / self.scale[:, None]
         parts = []
         for rows in _chunks(features):
@@ -81,7 +82,7 @@ def fit_logistic(
     r"""Fit P multinomial logistic regressions at once by full-batch L-BFGS.
 
     Each minimises, over W (K, D) and b (K,), with features z standardised by their training mean and
-    standard deviation (constant features become 0),
+    standard deviation (features that are constant, or spread by less than 1e-30, become 0),
 
         1/N sum_i [ logsumexp(W z_i + b) - (W z_i + b)_{y_i} ] + l2/2 ||W||^2,
 
@@ -96,9 +97,10 @@ def fit_logistic(
     that a step costs two matrix products whatever its line search does, which is Newton's method in one
     dimension.
 
-    Raises ValueError for wrong shapes, types or ranges and for features that are not finite.
+    Raises ValueError for wrong shapes, types or ranges and for features that are not finite, or whose largest
+    magnitude is not from 1e-30 to 1e30. float16 features are computed with in float32.
     """
-    labels, num_classes = check_training(features, labels, num_classes)
+    features, labels, num_classes = check_training(features, labels, num_classes)
     penalty = _penalties(l2, features)
     return _fit(features, labels, num_classes, penalty, *_stopping(tolerance, max_iterations))
 
@@ -122,7 +124,7 @@ def select_logistic(
     Raises ValueError as `fit_logistic`, or for an empty grid or a share outside (0, 1).
     """
     search = _search(features, labels, l2_grid, num_classes, validation, tolerance, max_iterations, generator)
-    return search.fit(features, search.accuracy.argmax(1))
+    return search.fit(search.accuracy.argmax(1))
 
 
 def select_logistic_curve(
@@ -144,13 +146,14 @@ def select_logistic_curve(
     Raises ValueError as `select_logistic`.
     """
     search = _search(features, labels, l2_grid, num_classes, validation, tolerance, max_iterations, generator)
-    return search.fit(features, search.accuracy.mean(0).argmax().expand(len(features)))
+    return search.fit(search.accuracy.mean(0).argmax().expand(len(features)))
 
 
 class _Search(NamedTuple):
     """Validation accuracy (P, G) of an l2 grid, from the largest on, and what the last fit needs."""
 
     accuracy: Tensor
+    features: Tensor
     grid: Tensor  # (P, G)
     start: Tensor  # (P, K, D + 1), the solution of the smallest l2
     labels: Tensor
@@ -158,11 +161,11 @@ class _Search(NamedTuple):
     tolerance: float
     max_iterations: int
 
-    def fit(self, features: Tensor, best: Tensor) -> LogisticProbes:
+    def fit(self, best: Tensor) -> LogisticProbes:
         """Fit all samples with the l2 numbers `best` (P,)."""
         penalty = self.grid.gather(1, best[:, None])[:, 0]
         stopping = self.tolerance, self.max_iterations
-        found = _fit(features, self.labels, self.num_classes, penalty, *stopping, self.start)
+        found = _fit(self.features, self.labels, self.num_classes, penalty, *stopping, self.start)
         return replace(found, validation_accuracy=self.accuracy)
 
 
@@ -176,7 +179,7 @@ def _search(
     max_iterations: int,
     generator: torch.Generator | None,
 ) -> _Search:
-    labels, num_classes = check_training(features, labels, num_classes)
+    features, labels, num_classes = check_training(features, labels, num_classes)
     tolerance, max_iterations = _stopping(tolerance, max_iterations)
     if len(l2_grid) == 0:
         raise ValueError("l2_grid must hold at least one value, for example (1e-2, 1e-3, 1e-4)")
@@ -200,7 +203,14 @@ def _search(
         accuracies.append(torch.stack(scores, 1))
         starts.append(fit.theta)
     return _Search(
-        torch.cat(accuracies), grid, torch.cat(starts), labels, num_classes, tolerance, max_iterations
+        torch.cat(accuracies),
+        features,
+        grid,
+        torch.cat(starts),
+        labels,
+        num_classes,
+        tolerance,
+        max_iterations,
     )
 
 
@@ -247,15 +257,17 @@ def _standardise(features: Tensor) -> _Data:
     mean = features.mean(1)
     inputs = features.new_ones(probes, samples, dim + 1)
     torch.sub(features, mean[:, None], out=inputs[..., :dim])
+    unit = binary_scale(inputs, (1,))
+    inputs /= unit
     covariance = inputs.mT @ inputs / samples
     spread = covariance.diagonal(dim1=1, dim2=2).sqrt()
     # The mean of equal numbers is off by rounding: a spread of that size is none.
     rounding = 10 * torch.finfo(features.dtype).eps * mean.abs()
-    constant = torch.nn.functional.pad(rounding, (0, 1), value=-1) >= spread
+    constant = torch.nn.functional.pad(rounding.clamp_min(SMALLEST), (0, 1), value=-1) >= spread * unit[:, 0]
     inverse = torch.where(constant, 0.0, 1 / spread)
     inputs *= inverse[:, None]
     covariance *= inverse[:, None] * inverse[:, :, None]
-    scale = torch.where(constant, 1.0, spread)[:, :dim]
+    scale = torch.where(constant, 1.0, spread * unit[:, 0])[:, :dim]
     return _Data(inputs, mean, scale, covariance)
 
 
@@ -387,8 +399,8 @@ def _chunks(features: Tensor) -> list[slice]:
 
 
 def _penalties(l2: float | Tensor, features: Tensor) -> Tensor:
-    penalty = torch.as_tensor(l2, dtype=features.dtype, device=features.device)
-    if penalty.ndim > 1 or (penalty.ndim == 1 and len(penalty) != len(features)):
+    penalty = numbers("l2", l2).to(features.device, features.dtype)
+    if penalty.ndim == 1 and len(penalty) != len(features):
         raise ValueError(
             f"l2 must be a number or one per probe ({len(features)},), got {tuple(penalty.shape)}"
         )
@@ -398,6 +410,4 @@ def _penalties(l2: float | Tensor, features: Tensor) -> Tensor:
 
 
 def _stopping(tolerance: float, max_iterations: int) -> tuple[float, int]:
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance!r}")
-    return float(tolerance), integer("max_iterations", max_iterations, 1)
+    return fraction("tolerance", tolerance), integer("max_iterations", max_iterations, 1)

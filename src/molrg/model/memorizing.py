@@ -183,8 +183,13 @@ class EmpiricalDenoiser:
         return Posterior(mean, classes, *(part.squeeze(-1) for part in rest))
 
     def nearest(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the distance to the nearest training point, and its index, int64: both (N,)."""
+        """Return the distance to the nearest training point, and its index, int64: both (N,).
+
+        Raises ValueError for points x that are not finite.
+        """
         levels, _ = self._check(x, 1.0)
+        if not x.isfinite().all():
+            raise ValueError("x must be finite, found NaN or infinity, of which no point is the nearest")
         _, indicators = self._cast(x)
 
         def nearest(rows: slice) -> Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "mixture_sizes",
     "noise_levels",
     "nonnegative",
+    "numbers",
 ]
 
 Levels = float | Sequence[float] | np.ndarray | Tensor
@@ -27,23 +28,31 @@ Levels = float | Sequence[float] | np.ndarray | Tensor
 LOWEST, HIGHEST = 1e-12, 1e12  # of noise levels: 1/sigma^2 times an energy stays far inside float32
 
 
+def numbers(name: str, value: Any, kind: str = "a number") -> Tensor:
+    """Return a number, or a 1-D array of them, as a float64 CPU tensor without gradient.
+
+    Raises ValueError, that `name` must be `kind`, for booleans, texts, other shapes and empty arrays.
+    """
+    parts = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(part, bool) or str(getattr(part, "dtype", "")).endswith("bool") for part in parts):
+        raise ValueError(f"{name} must be {kind} or a 1-D array of them, got the boolean {value!r}")
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{name} must be {kind} or a 1-D array of them, got {value!r}") from error
+    if found.ndim > 1 or found.numel() == 0:
+        raise ValueError(
+            f"{name} must be {kind} or a non-empty 1-D array of them, got shape {tuple(found.shape)}"
+        )
+    return found
+
+
 def noise_levels(sigma: Levels) -> tuple[Tensor, bool]:
     """Return sigma as a float64 CPU tensor (S,), and whether it was a scalar (then S = 1).
 
     Raises ValueError unless every level is a number from 1e-12 to 1e12, and sigma is a scalar or 1-D.
     """
-    parts = sigma if isinstance(sigma, list | tuple) else [sigma]
-    if any(isinstance(part, bool) or str(getattr(part, "dtype", "")).endswith("bool") for part in parts):
-        raise ValueError(f"sigma must be a positive number or a 1-D array of them, got the boolean {sigma!r}")
-    try:
-        levels = torch.as_tensor(sigma, dtype=torch.float64, device="cpu").detach()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"sigma must be a positive number or a 1-D array of them, got {sigma!r}") from error
-    if levels.ndim > 1 or levels.numel() == 0:
-        raise ValueError(
-            "sigma must be a positive number or a non-empty 1-D array of them, "
-            f"got shape {tuple(levels.shape)}"
-        )
+    levels = numbers("sigma", sigma, "a positive number")
     scalar = levels.ndim == 0
     levels = levels.reshape(-1)
     inside = (levels >= LOWEST) & (levels <= HIGHEST)

@@ -6,12 +6,14 @@ its part. A process that was started alone does all of the work.
 
 import atexit
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from molrg.support.fingerprints import differences
 
 __all__ = ["Processes", "processes"]
 
@@ -52,16 +54,24 @@ class Processes:
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise ValueError, in every process, unless all give the same `facts`; names first differences."""
         for index, theirs in enumerate(everyone := self.gather(dict(facts))):
-            if theirs != everyone[0]:
-                differences = [
-                    f"{name} ({everyone[0].get(name)} in process 0, {theirs.get(name)} in process {index})"
-                    for name in everyone[0] | theirs
-                    if everyone[0].get(name) != theirs.get(name)
-                ]
+            if found := differences(everyone[0], theirs, "in process 0", f"in process {index}"):
                 raise ValueError(
-                    f"processes that work together must be given the same; different are: "
-                    f"{', '.join(differences)}. Seed all alike, and let all see the same files"
+                    f"processes that work together must be given the same; different are: {found}. "
+                    "Seed all alike, and let all see the same files"
                 )
+
+    def from_main(self, function: Callable[[], Any]) -> Any:
+        """Return, in every process, what `function` returns in the main one, or raise what it raised."""
+        found: Any = None
+        if self.is_main:
+            try:
+                found = function()
+            except (OSError, ValueError) as error:
+                found = error
+        found = self.gather(found)[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def wait(self) -> None:
         """Wait until every process has come here."""
