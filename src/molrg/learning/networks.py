@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from molrg.model.coefficients import coefficients
 from molrg.support.checks import choice, fraction, integer
 
 __all__ = [
@@ -94,12 +95,11 @@ def subspace_scale(
     classes: with log pi_l - d_l/2 log((1 + sigma^2)/(delta^2 + sigma^2)) the weights are those of
     Proposition 1 for any priors and ranks, without them those of equal ones.
     """
-    s2, d2 = sigma**2, delta**2
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+    kappa, xi, gain = coefficients(sigma, delta)
     blocks = z.split(list(ranks), -1)
     logits = kappa[..., 0] * torch.stack([block.square().sum(-1) for block in blocks])
     w = torch.softmax(logits if offsets is None else logits + offsets, 0)  # fast where K is small
-    beta = d2 / (d2 + s2) + 2 * s2 * kappa * w[..., None]
+    beta = xi + gain * w[..., None]
     return torch.cat([scale * block for scale, block in zip(beta, blocks, strict=True)], -1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrg.model.coefficients import coefficients
 from molrg.model.frame import Frame, Means
 from molrg.model.rows import by_rows, per_level, row_chunks
 from molrg.support.checks import Levels, choice, fraction, integer, noise_levels, nonnegative
@@ -334,8 +335,7 @@ class LowRankMixture:
 
     def _kappa(self, levels: Tensor) -> Tensor:
         """(1/(delta^2 + sigma^2) - 1/(v_ki + sigma^2))/2, (S, K, 1) or (S, K, r), without cancellation."""
-        noise, d2 = levels[:, None, None] ** 2, self.delta**2
-        return 0.5 * (self._spread - d2) / ((self._spread + noise) * (d2 + noise))
+        return coefficients(levels[:, None, None], self.delta, self._spread).kappa
 
     def class_logits(self, energy: Tensor, levels: Tensor) -> Tensor:
         """Return log pi_l + log N(x; 0, Sigma_l + sigma^2 I) up to what the classes share: (S, N, K).
@@ -469,8 +469,8 @@ class MoLRG(LowRankMixture):
 
     def coefficients(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return xi = delta^2/(delta^2 + sigma^2) and zeta - xi (without cancellation) for levels (S,)."""
-        noise = levels**2
-        return self.delta**2 / (self.delta**2 + noise), 2 * noise * self._kappa(levels)[:, 0, 0]
+        _, xi, gain = coefficients(levels, self.delta)
+        return xi, gain
 
 
 def gaussian(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:

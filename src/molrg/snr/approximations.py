@@ -6,6 +6,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.special import expit, log_expit, logsumexp
 from torch import Tensor
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.support.checks import Levels, boolean, mixture_sizes, noise_levels
 
 __all__ = ["refined", "theorem"]
@@ -63,9 +64,9 @@ def refined(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_inpu
     num_classes, rank, delta = mixture_sizes(num_classes, rank, delta)
     noisy_input = boolean("noisy_input", noisy_input)
     levels, scalar = noise_levels(sigma)
-    s2, d2 = levels.numpy()[:, None] ** 2, delta**2
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    own, other = (kappa * (1 + s2), kappa * (d2 + s2)) if noisy_input else (kappa, kappa * d2)
+    column = levels.numpy()[:, None]
+    s2, d2, kappa = column**2, delta**2, coefficients(column, delta).kappa
+    own, other = (kappa * variance for variance in block_variances(column, delta, noisy_input))
     tilt = np.full_like(s2, 0.5) if noisy_input else np.minimum(1, (1 + s2) * (d2 + s2) / (2 * d2))
     rivals = num_classes - 1
     gain = s2[:, 0] * (1 - d2) / (d2 * (1 + s2[:, 0]))  # (zeta - xi) / xi

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.support.checks import boolean, fraction, integer, noise_levels
 
 __all__ = ["WINDOWS", "snr", "weight_moments"]
@@ -59,12 +60,11 @@ def snr(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: bo
     integer("rank", rank, 1)
     boolean("noisy_input", noisy_input)
     with ctx.workprec(400):  # the sums magnify what is uncertain in p and q by e^V
-        d2, s2 = arb(fraction("delta", delta)) ** 2, arb(noise_levels(float(sigma))[0].item()) ** 2
-        r = 1 - d2
-        kappa = r / (2 * (1 + s2) * (d2 + s2))
-        own, other = (1 + s2, d2 + s2) if noisy_input else (arb(1), d2)
+        background, level = arb(fraction("delta", delta)), arb(noise_levels(sigma)[0].item())
+        kappa, xi, gain = coefficients(level, background)
+        own, other = block_variances(level, background, noisy_input)
         m1, m2, n1, n2 = weight_moments(num_classes, rank, kappa * own, kappa * other)
-        s = s2 * r / (d2 * (1 + s2))  # (zeta - xi) / xi
+        s = gain / xi
         return (own * (1 + 2 * s * m1 + s**2 * m2)) / (
             (num_classes - 1) * other * (1 + 2 * s * n1 + s**2 * n2)
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.model.mixture import BACKGROUNDS, class_priors
 from molrg.snr.quadrature import outer_rule, transforms, weight_moments
 from molrg.support.checks import (
@@ -151,13 +152,11 @@ def _exact(
     room = _room(num_classes * rank, denominator, background, dim)
     values = []
     for given, level in zip(inputs, levels, strict=True):
-        s2, d2 = level**2, delta**2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        own, other = 1 + given**2, d2 + given**2
+        kappa, xi, gain = coefficients(level, delta)
+        own, other = block_variances(given, delta)
         moments = weight_moments(num_classes, rank, kappa * own, kappa * other)
-        signal = own * (xi**2 * rank + 2 * xi * gap * moments[0] + gap**2 * moments[1])
-        noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gap * moments[2] + gap**2 * moments[3])
+        signal = own * (xi**2 * rank + 2 * xi * gain * moments[0] + gain**2 * moments[1])
+        noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gain * moments[2] + gain**2 * moments[3])
         values.append(signal / (noise + xi**2 * other * room))
     return torch.tensor(values, dtype=torch.float64)
 
@@ -186,12 +185,10 @@ def _class_energies(
 
     `kinds` are (rank, prior), of which there are `counts`.
     """
-    s2, d2 = level**2, delta**2
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    own, other = (1 + s2, d2 + s2) if noisy_input else (1.0, d2)
+    kappa, xi, gain = coefficients(level, delta)
+    own, other = block_variances(level, delta, noisy_input)
     ranks, priors = (np.array(part) for part in zip(*kinds, strict=True))
-    offsets = np.log(priors) - 0.5 * ranks * (np.log1p(s2) - np.log(d2 + s2))
+    offsets = np.log(priors) - 0.5 * ranks * (np.log1p(level**2) - np.log(delta**2 + level**2))
     v, weights = outer_rule(ranks, offsets - offsets.max(), kappa * own, kappa * other)
     shifted = v + (offsets - offsets.max())[:, None]
     as_own = [transforms(at, rank, kappa * own) for at, rank in zip(shifted, ranks, strict=True)]
@@ -200,8 +197,8 @@ def _class_energies(
     kept = np.eye(len(kinds), dtype=int)
 
     def energy(rank: int, measure: np.ndarray, integrals: tuple[np.ndarray, ...]) -> float:
-        """E[(xi + gap w)^2 Y] / scale, from the factors of the other classes in `measure`."""
-        return xi**2 * rank + 2 * xi * gap * measure @ integrals[1] + gap**2 * measure @ integrals[2]
+        """E[(xi + gain w)^2 Y] / scale, from the factors of the other classes in `measure`."""
+        return xi**2 * rank + 2 * xi * gain * measure @ integrals[1] + gain**2 * measure @ integrals[2]
 
     def product(left: np.ndarray) -> np.ndarray:
         return weights * np.prod([phi**n for (phi, _, _), n in zip(as_rival, left, strict=True)], axis=0)
