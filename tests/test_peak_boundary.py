@@ -179,10 +179,10 @@ def test_exact_boundary_is_proved() -> None:
     [
         (lambda: peak_boundary.level(0.5, 2.0), "eta must lie strictly between 0 and"),
         (lambda: peak_boundary.theorem_boundary(1, 2), "num_classes must be an integer >= 2"),
-        (lambda: peak_boundary.theorem_boundary(2, 0), "rank must be a positive number"),
+        (lambda: peak_boundary.theorem_boundary(2, 0), "rank must be positive and finite"),
         (lambda: peak_boundary.exact_boundary(2, 1.5), "rank must be an integer >= 1"),  # type: ignore[arg-type]
         (lambda: peak_boundary.certify_exact_boundary(2, 1, 0.5, 0.4), "below must be less than above"),
-        (lambda: peak_boundary.joint_boundary(-1), "load must be a positive number"),
+        (lambda: peak_boundary.joint_boundary(-1), "load must be positive and finite"),
         (lambda: peak_boundary.theorem_peak(2, 1, 1.0), "delta must lie strictly between 0 and 1"),
         (lambda: peak_boundary.large_rank_law(2, 1, 0.9), "too small for this law"),
     ],

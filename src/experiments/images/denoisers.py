@@ -176,7 +176,6 @@ def trained(
         generator=torch.Generator().manual_seed(seed),
         device=devices.best(),
         checkpoint=place(data, model, width, depth, steps, batch_size, seed),
-        checkpoint_every=100,
     )
 
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from molrg.images.checkpoint_files import ModelFiles, find, latent_factor, read_json, read_schedule
-from molrg.learning.networks import PREDICTIONS, column
+from molrg.learning.networks import column
+from molrg.learning.predictions import skip_and_out
 from molrg.support import data_read
 from molrg.support.checks import integer
 
@@ -107,7 +108,7 @@ class Published(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         level = column(sigma, x)
-        skip, out = PREDICTIONS[self.prediction](level, 1.0)
+        skip, out = skip_and_out(level, self.prediction)
         images = (x / (1 + level**2).sqrt()).unflatten(1, self.shape).to(self.model.dtype)
         steps = self.timesteps(sigma).flatten().float().to(x.device).expand(len(x))
         if self._null_class is None:

@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Protocol
 
@@ -14,21 +16,25 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Run", "RunFile", "load", "optimizer_state", "restore_optimizer", "save"]
+from molrg.support.checks import nonnegative
+
+__all__ = ["Run", "RunFile", "load", "optimizer_state", "previous", "restore_optimizer", "save"]
 
 _BLANK = b"0" * 64
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _ABANDONED_AFTER = 3600.0
 
 
-def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], keep: bool = False) -> None:
     """Write `tensors` and `metadata` to `path`, which holds either the old or the new checkpoint at any time.
 
     The file is a valid safetensors file. Its header carries `sha256`, the digest of the file with 64 zeros in
-    the digest's place.
+    the digest's place. With `keep`, the old checkpoint stays beside it as `previous(path)`.
 
-    Raises:
-        OSError: the file cannot be written (full disk, no permission); what was at `path` is intact.
+    Raises
+    ------
+    OSError
+        If the file cannot be written (full disk, no permission); what was at `path` is intact.
     """
     from safetensors.torch import save as serialise
 
@@ -48,6 +54,8 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
+            if keep:
+                _copy(path, previous(path))
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -61,12 +69,31 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> No
         ) from error
 
 
+def previous(path: Path) -> Path:
+    """Return where the checkpoint before the one at `path` is kept: `run.previous.safetensors`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Make `to` another name of the file at `path`, or where there are no such names, a copy."""
+    spare = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:
+        shutil.copyfile(path, spare)
+    os.replace(spare, to)
+
+
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors (on the CPU) and the metadata that `save` wrote to `path`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a byte of the file is missing or not the one written; nothing of it is used.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a byte of the file is missing or not the one written; nothing of it is used.
     """
     from safetensors.torch import load as deserialise
 
@@ -152,24 +179,34 @@ class Run(Protocol):
 
 
 class RunFile:
-    """A run's checkpoint: where, how often, and up to which step it is good.
+    """A run's checkpoint: where, how often (in seconds), and up to which step it is good.
 
-    Of several processes that share a run, all read it and the one with `writes` writes it.
+    The one before is kept, and taken up, with a warning, where the newest is damaged. Of several processes
+    that share a run, all read the checkpoint and the one with `writes` writes it.
     """
 
-    def __init__(self, path: Path, run: Run, every: int, writes: bool = True) -> None:
-        self.path, self.run, self.every, self.writes = path, run, every, writes
+    def __init__(self, path: Path, run: Run, every: float, writes: bool = True) -> None:
+        self.path, self.run, self.writes = path, run, writes
+        self.every = nonnegative("checkpoint_every", every)
         self.good_step = 0
+        self._is_intact, self._written = False, time.monotonic()
         self._fingerprint = run.fingerprint()
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is `every` seconds old."""
+        return time.monotonic() - self._written >= self.every
 
     def resume(self, steps: int) -> None:
         """Take up the checkpoint, if there is one.
 
-        Raises:
-            ValueError: it is of another run (names the differences), or of more than `steps` steps.
+        Raises
+        ------
+        ValueError
+            If it is of another run (names the differences), of more than `steps` steps, or damaged and none
+            was kept before it.
         """
         try:
-            state, metadata = load(self.path)
+            state, metadata = self._load()
         except FileNotFoundError:
             return
         theirs, done = json.loads(metadata["run"]), len(state["losses"])
@@ -193,11 +230,25 @@ class RunFile:
         self.run.restore(state)
         self.good_step = done
 
+    def _load(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        try:
+            found = load(self.path)
+        except ValueError as damage:
+            try:
+                found = load(previous(self.path))
+            except (FileNotFoundError, ValueError):
+                raise damage from None
+            message = f"{damage}. Training goes on from the one before, {previous(self.path)}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        else:
+            self._is_intact = True
+        return found
+
     def save(self) -> None:
         if self.writes:
             fingerprint = self._fingerprint | self.run.past(self.run.steps_done)
-            save(self.path, self.run.state(), {"run": json.dumps(fingerprint)})
-        self.good_step = self.run.steps_done
+            save(self.path, self.run.state(), {"run": json.dumps(fingerprint)}, keep=self._is_intact)
+        self.good_step, self._is_intact, self._written = self.run.steps_done, True, time.monotonic()
 
     def __str__(self) -> str:
         return f"{self.path} at step {self.good_step}" if self.good_step else "none was written"

@@ -7,7 +7,7 @@ ones, (M, ...) each, and x is (M, N, n).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from molrg.learning.predictions import skip_and_out
 from molrg.model.coefficients import coefficients
-from molrg.support.checks import choice, fraction, integer
+from molrg.support.checks import choice, fraction, integer, is_boolean, positive, within
 
 __all__ = [
     "MLP",
@@ -138,6 +139,7 @@ class FeedForward(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        within("dropout", dropout, 0, 1)
         count = integer("frequencies", frequencies, 0)
         sizes = [integer("dim", dim, 1) + 2 * count] + [integer("width", width, 1)] * integer(
             "depth", depth, 1
@@ -202,6 +204,7 @@ class MLP(nn.Module):
         integer("dim", dim, 1)
         integer("width", width, 1)
         integer("depth", depth, 1)
+        within("dropout", dropout, 0, 1)
         embedding = 64
         with initialised_by(generator):
             self.embed = _NoiseEmbedding(embedding)
@@ -253,13 +256,8 @@ class _ResidualBlock(nn.Module):
         return h + self.second(self.dropout(functional.silu(inner)))
 
 
-PREDICTIONS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
-    "edm": lambda s, s_d: (s_d**2 / (s**2 + s_d**2), s * s_d / (s**2 + s_d**2).sqrt()),
-    "x0": lambda s, s_d: (torch.zeros_like(s), torch.full_like(s, s_d)),
-    "eps": lambda s, _: (torch.ones_like(s), -s),
-    "v": lambda s, _: (1 / (1 + s**2), -s / (1 + s**2).sqrt()),
-}
-"""c_skip and c_out of `Preconditioned` by what the network predicts, functions of sigma and `sigma_data`."""
+PREDICTIONS = ("edm", "x0", "eps", "v")
+"""What the network of `Preconditioned` may predict."""
 
 
 class Preconditioned(nn.Module):
@@ -285,11 +283,9 @@ class Preconditioned(nn.Module):
 
     def __init__(self, network: nn.Module, sigma_data: float, prediction: str = "edm") -> None:
         super().__init__()
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}; pass the data's std()")
         self.network = network
-        self.sigma_data = float(sigma_data)
-        self.prediction = choice("prediction", prediction, tuple(PREDICTIONS))
+        self.sigma_data = positive("sigma_data", sigma_data, "pass the data's std()")
+        self.prediction = choice("prediction", prediction, PREDICTIONS)
         self.takes_stacked_weights = bool(getattr(network, "takes_stacked_weights", False))
         inner = getattr(network, "feature_layers", ())
         self.feature_layers = tuple(f"network.{name}" for name in inner)
@@ -301,8 +297,14 @@ class Preconditioned(nn.Module):
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c_skip, c_out, 1/c_in and log(sigma)/4, each in the shape of sigma."""
-        skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
-        return skip, out, (sigma**2 + self.sigma_data**2).sqrt(), sigma.log() / 4
+        s_d = self.sigma_data
+        root = (sigma**2 + s_d**2).sqrt()
+        if self.prediction == "edm":
+            skip, out = s_d**2 / (sigma**2 + s_d**2), sigma * s_d / root
+        else:
+            skip, out = skip_and_out(sigma, self.prediction)
+            out = out * s_d if self.prediction == "x0" else out
+        return skip, out, root, sigma.log() / 4
 
 
 def waves(noise: Tensor, frequencies: Tensor) -> Tensor:
@@ -318,6 +320,8 @@ def _frequencies(count: int) -> Tensor:
 
 def column(level: float | Tensor, x: Tensor) -> Tensor:
     """A noise level, a number or (..., N), as a column (1, 1) or (..., N, 1) of the dtype and device of x."""
+    if is_boolean(level):
+        raise ValueError(f"sigma must be a number or a tensor of them, got the boolean {level!r}")
     if not isinstance(level, Tensor):
         return torch.full((1, 1), level, dtype=x.dtype, device=x.device)
     rows = x.shape[:-1]

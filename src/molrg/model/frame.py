@@ -68,11 +68,14 @@ class Frame:
         return z.unflatten(-1, (self.num_classes, -1))
 
     def outside(self, x: Tensor, s: Tensor) -> Tensor | None:
-        """What x - c has outside the span; subtracted as vectors, since norms would cancel."""
-        if self.basis is None:
+        """What x - c has outside the span; subtracted as vectors, since norms would cancel.
+
+        None where the span is all of R^n: what subtraction leaves there is rounding.
+        """
+        if self.basis is None or self.basis.shape[0] == self.basis.shape[1]:
             return None
-        rest = x - s @ self.basis.T
-        return rest if self.means is None else rest - self.means.centre
+        beyond = x - s @ self.basis.T
+        return beyond if self.means is None else beyond - self.means.centre
 
     def combine(self, s: Tensor, z: Tensor, weights: Tensor, keep: float) -> Tensor:
         """Coordinates of keep * x_S + sum_l U_l (weights_l * z_l), (N, m); weights (N, K, 1) or (N, K, r)."""

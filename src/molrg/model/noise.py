@@ -47,8 +47,8 @@ def ddpm_levels(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) 
     Source: Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models (2020).
     """
     num_steps = checks.integer("num_steps", num_steps, 1)
-    if not 0 < beta_min <= beta_max < 1:
-        raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: 0 < beta_min <= beta_max < 1 is needed.")
+    if not checks.fraction("beta_min", beta_min) <= checks.fraction("beta_max", beta_max):
+        raise ValueError(f"beta_min must not be above beta_max, got {beta_min} and {beta_max}")
     betas = torch.linspace(beta_min, beta_max, num_steps, dtype=torch.float64)
     inverse_abar = torch.exp(-torch.log1p(-betas).cumsum(0))
     return (inverse_abar - 1).sqrt()
@@ -81,8 +81,7 @@ def edm_levels(n: int, low: float, high: float, rho: float = 7.0) -> Tensor:
     """
     n = checks.integer("n", n, 2)
     _check_range(low, high)
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho={rho}: a positive number is needed.")
+    checks.positive("rho", rho)
     levels = torch.linspace(low ** (1 / rho), high ** (1 / rho), n, dtype=torch.float64) ** rho
     levels[0], levels[-1] = low, high
     return levels
@@ -103,10 +102,10 @@ class Levels:
     sigmas: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.sigmas or not all(0 < sigma < math.inf for sigma in self.sigmas):
-            raise ValueError(
-                f"sigmas={self.sigmas}: at least one level, each positive and finite, is needed."
-            )
+        if not self.sigmas:
+            raise ValueError("sigmas must hold at least one level")
+        for sigma in self.sigmas:
+            checks.positive("each of sigmas", sigma)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         device = generator.device
@@ -140,10 +139,8 @@ class LogNormal:
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(
-                f"mean={self.mean}, std={self.std}: a finite mean and a positive std are needed."
-            )
+        checks.positive("std", self.std)
+        checks.finite("mean", self.mean)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         normal = torch.randn(n, generator=generator, device=generator.device)
@@ -167,6 +164,8 @@ class Halves:
 
 def as_distribution(sigmas: float | Sequence[float] | Tensor | Distribution) -> Distribution:
     """One level, a sequence or 1-D tensor of levels, or a distribution, as a distribution."""
+    if checks.is_boolean(sigmas):
+        raise ValueError(f"sigmas must be numbers, got the boolean {sigmas!r}")
     if isinstance(sigmas, Tensor):
         return Levels(tuple(sigmas.double().reshape(-1).tolist()))
     if isinstance(sigmas, int | float):
@@ -181,5 +180,5 @@ def as_distribution(sigmas: float | Sequence[float] | Tensor | Distribution) -> 
 
 
 def _check_range(low: float, high: float) -> None:
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"low={low}, high={high}: 0 < low < high < inf is needed.")
+    if not checks.positive("low", low) < checks.positive("high", high):
+        raise ValueError(f"low must be below high, got low={low} and high={high}")

@@ -56,8 +56,6 @@ def snr(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: bo
     """
     from flint import arb, ctx
 
-    integer("num_classes", num_classes, 2)
-    integer("rank", rank, 1)
     boolean("noisy_input", noisy_input)
     with ctx.workprec(400):  # the sums magnify what is uncertain in p and q by e^V
         background, level = arb(fraction("delta", delta)), arb(noise_levels(sigma)[0].item())
@@ -77,6 +75,8 @@ def weight_moments(num_classes: int, rank: int, own: Any, other: Any) -> tuple[A
     """
     from flint import arb, ctx
 
+    integer("num_classes", num_classes, 2)
+    integer("rank", rank, 1)
     for window in WINDOWS:
         grid = _grid(window)
         with ctx.workprec(grid.bits):

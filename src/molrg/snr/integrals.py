@@ -82,7 +82,7 @@ def mismatched(
     """
     mixture_sizes(num_classes, rank, delta)
     levels, scalar = noise_levels(sigma)
-    clean = isinstance(input_sigma, int | float) and input_sigma == 0
+    clean = not isinstance(input_sigma, bool) and isinstance(input_sigma, int | float) and input_sigma == 0
     given, one = noise_levels(LOWEST if clean else input_sigma)  # whose square is nothing beside delta^2
     if not one:
         raise ValueError(f"input_sigma must be one number >= 0, got {len(given)} of them")
