@@ -76,9 +76,8 @@ class LowRankMixture:
     does not depend on it. Source: Proposition 1 of the paper, with priors, ranks, angles, variances, means.
 
     `log_prob` and `score` are computed in float64 where the device has it. In float32 the logits of classes
-    with means carry the rounding of ||mu_k||^2/(delta^2 + sigma^2), or of ||mu_k||^2/sigma^2 for means outside
-    a span. Where these are large the weights are 0 and 1 all the same, and the posterior mean keeps its
-    precision.
+    with means carry the rounding of ||mu_k||^2/(delta^2 + sigma^2), or of ||mu_k||^2/sigma^2 for means
+    outside a span. Where these are large the weights are 0 and 1 all the same.
     """
 
     def __init__(
@@ -286,8 +285,8 @@ class LowRankMixture:
             return self.posterior_mean(x, levels.item())
         if len(levels) != len(x):
             raise ValueError(
-                f"sigma must be a number or hold one level for each of the {len(x)} points, got {len(levels)} "
-                "levels; for all points at each of S levels call posterior_mean"
+                f"sigma must be a number or one level for each of the {len(x)} points, got {len(levels)}; "
+                "for all points at each of S levels call posterior_mean"
             )
         frame, d2 = self.frame(x.dtype, x.device), self.delta**2
         means = frame.means
@@ -337,7 +336,7 @@ class LowRankMixture:
                     m.to(dtype).to(device) for m in (given.centre, given.inside, given.blocks)
                 )
                 means = Means(centre, inside, own, cast(given.outside), cast(given.reading))
-            self._frames[key] = Frame(blocks, basis, cast(exact.mixing), self.num_classes, means)
+            self._frames[key] = Frame(blocks, basis, cast(exact.mixing), self.num_classes, exact.fills, means)
         return self._frames[key]
 
     def _build_frame(self) -> Frame:
@@ -352,12 +351,13 @@ class LowRankMixture:
         u, values, _ = torch.linalg.svd(stacked, full_matrices=False)
         u = _fixed_basis(u[:, values > max(stacked.shape) * rounding * values[0]])
         self._support_dim = u.shape[1]
+        fills = self.support_dim == self.dim
         if self._is_orthogonal and self.background == "span":
-            frame = Frame(filled, filled, None, self.num_classes)
-        elif self.support_dim == self.dim:
-            frame = Frame(filled, None, None, self.num_classes)
+            frame = Frame(filled, filled, None, self.num_classes, fills)
+        elif fills:
+            frame = Frame(filled, None, None, self.num_classes, fills)
         else:
-            frame = Frame(filled, u, u.T @ filled, self.num_classes)
+            frame = Frame(filled, u, u.T @ filled, self.num_classes, fills)
         return replace(frame, means=self._about_centre(frame)) if bool(self.means.any()) else frame
 
     def _about_centre(self, frame: Frame) -> Means:
@@ -617,8 +617,10 @@ def _variances(given: Sequence[Any] | np.ndarray | Tensor | None, ranks: Sequenc
         parts = [torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for v in given]
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{allowed}, got {given!r}") from None
-    if len(parts) != len(ranks) or any(map(is_boolean, given)):
-        raise ValueError(f"{allowed}, got {given!r}")
+    if len(parts) != len(ranks):
+        raise ValueError(f"{allowed}, got {len(parts)} entries")
+    if any(map(is_boolean, given)):
+        raise ValueError(f"{allowed}, got the booleans {given!r}")
     for k, (v, d) in enumerate(zip(parts, ranks, strict=True)):
         if v.shape not in ((), (d,)):
             raise ValueError(f"{allowed}: variances[{k}] has shape {tuple(v.shape)}, d_{k} is {d}")
