@@ -38,11 +38,15 @@ def ddpm_levels(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) 
     With beta_t from `beta_min` to `beta_max` in equal steps and abar_t = prod_{s <= t} (1 - beta_s), the
     model's x_t = sqrt(abar_t) (x_0 + sigma_t eps) has sigma_t = sqrt((1 - abar_t) / abar_t).
 
-    Returns:
+    Returns
+    -------
+    Tensor
         (num_steps,) float64, increasing; entry t belongs to the timestep t = 0, ..., num_steps - 1.
 
-    Raises:
-        ValueError: `num_steps` < 1, or not 0 < beta_min <= beta_max < 1.
+    Raises
+    ------
+    ValueError
+        Unless num_steps >= 1 and 0 < beta_min <= beta_max < 1.
 
     Source: Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models (2020).
     """
@@ -55,26 +59,22 @@ def ddpm_levels(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) 
 
 
 def paper_levels() -> Tensor:
-    """The 14 noise levels, 0.035 to 1.992, at which the paper shows its experiments on MoLRG data.
+    """Return the 14 noise levels, 0.035 to 1.992, of the paper's experiments on MoLRG data: (14,) float64.
 
     They are timesteps 5, 10, 20, 40, ..., 180, 240, 260, 280 of a DDPM with 500 steps and a linear schedule.
-
-    Returns:
-        (14,) float64, increasing.
     """
     return ddpm_levels(500)[list(_PAPER_TIMESTEPS)]
 
 
 def edm_levels(n: int, low: float, high: float, rho: float = 7.0) -> Tensor:
-    """`n` levels from `low` to `high`, equally spaced in sigma^(1/rho).
+    """Return `n` levels from `low` to `high`, equally spaced in sigma^(1/rho): (n,) float64, increasing.
 
     rho = 1 spaces them equally; the larger rho, the denser the low end (rho -> inf: equal ratios).
 
-    Returns:
-        (n,) float64, increasing; the first is `low`, the last `high`.
-
-    Raises:
-        ValueError: `n` < 2, not 0 < low < high < inf, or rho <= 0.
+    Raises
+    ------
+    ValueError
+        Unless n >= 2, 0 < low < high < inf and rho > 0.
 
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), eq. (5),
     where the levels are listed from `high` to `low`.
