@@ -119,7 +119,7 @@ class FeedForward(nn.Module):
     width, depth
         Width and number of the hidden layers, `hidden.0` to `hidden.<depth - 1>`.
     frequencies
-        How many f; 0 leaves the noise level out, for a network that is not told it.
+        How many f; 0 leaves the noise level out, for a network without conditioning.
     dropout
         Probability with which hidden units are dropped in training.
     generator
@@ -156,8 +156,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        told = waves(column(noise, x), self.frequencies)
-        h = torch.cat([x, told.expand(*x.shape[:-1], -1)], -1)
+        embedded = waves(column(noise, x), self.frequencies)
+        h = torch.cat([x, embedded.expand(*x.shape[:-1], -1)], -1)
         for layer in self.hidden:
             h = layer(h)
         return self.last(h)
@@ -265,7 +265,7 @@ class Preconditioned(nn.Module):
 
         D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma)/4),    c_in = 1/sqrt(sigma^2 + s_d^2),
 
-    where s_d = `sigma_data` is the standard deviation of the data's entries. What F predicts is told by
+    where s_d = `sigma_data` is the standard deviation of the data's entries. What F predicts decides
     c_skip and c_out:
 
         edm   s_d^2 c_in^2        sigma s_d c_in              a target of variance 1 at every sigma

@@ -344,7 +344,7 @@ def aim_of(target: Target, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def probe_target(target: Target, data: Tensor) -> None:
-    """Raise ValueError unless `target` returns (3, n) for 3 points: told before any work."""
+    """Raise ValueError unless `target` returns (3, n) for 3 points, before any work."""
     aim_of(target, data[:1].expand(3, -1).contiguous(), data.new_ones(3))
 
 

@@ -6,7 +6,7 @@ For orthogonal, equally likely classes of one rank d and a background inside an 
     known     = d sigma^2/(1 + sigma^2) + (m - d) delta^2 sigma^2/(delta^2 + sigma^2),
     ambiguity = (zeta - xi)^2 sum_l E[w_l (1 - w_l) ||U_l^T x||^2]:
 
-the error of one who is told the class, and the price of not being told.
+the error given the class, and the price of not knowing it.
 """
 
 import torch
@@ -20,7 +20,7 @@ __all__ = ["ambiguity", "exact", "known_class", "linear"]
 
 
 def known_class(num_classes: int, rank: int, delta: float, sigma: Levels, support_dim: int) -> Tensor:
-    """Return the error of the optimal denoiser that is told the class, float64, () or (S,).
+    """Return the error of the optimal denoiser given the class, float64, () or (S,).
 
     `support_dim` m is K d for the background `span` and n for `complement`. Raises ValueError as `exact`.
     """

@@ -93,14 +93,14 @@ def weight_moments(num_classes: int, rank: int, own: Any, other: Any) -> tuple[A
             rest = [value ** (num_classes - 2) for value in phi_other]
             # For m_i the sum without phi, which is 1, is kept apart: what is left has a short tail.
             missing = [1 - a * b for a, b in zip(rest, phi_other, strict=True)]
-            rivals = [a * b for a, b in zip(rest, phi_own, strict=True)]
+            competitors = [a * b for a, b in zip(rest, phi_own, strict=True)]
             theta = [arb(0, error) for error in grid.poisson]
             own_moments = [
                 (1 + error - grid.total(psi, missing) + tail) / (1 + error)
                 for psi, error in zip((one_own, two_own), theta, strict=True)
             ]
             other_moments = [
-                (grid.total(psi, rivals) + tail) / (1 + error)
+                (grid.total(psi, competitors) + tail) / (1 + error)
                 for psi, error in zip((one_other, two_other), theta, strict=True)
             ]
             return own_moments[0], own_moments[1], other_moments[0], other_moments[1]
