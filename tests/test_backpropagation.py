@@ -28,7 +28,7 @@ def network(dim: int = 5, depth: int = 2, frequencies: int = 3, **options: Any) 
     dim=st.integers(1, 6),
     depth=st.integers(1, 4),
     frequencies=st.integers(0, 3),
-    prediction=st.sampled_from(tuple(PREDICTIONS)),
+    prediction=st.sampled_from(PREDICTIONS),
     transposed=st.booleans(),
     seed=st.integers(0, 2**31),
 )

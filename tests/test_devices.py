@@ -49,7 +49,7 @@ def one_network(device: torch.device, folder: Path) -> Iterable[Any]:
     def run(steps: int) -> training.Trained:
         return training.train(
             network(dropout=0.1), DATA, noise.LogNormal(-1.2, 1.2), steps=steps, batch_size=8, device=device,
-            checkpoint=folder / "network.safetensors", checkpoint_every=2, progress=False,
+            checkpoint=folder / "network.safetensors", checkpoint_every=0, progress=False,
         )  # fmt: skip
 
     run(3)
@@ -71,9 +71,7 @@ def a_stack(device: torch.device, _: Path) -> Iterable[Any]:
     stack.to(device)
     mapped = ensembles.Stack([network(), network()])
     mapped.to(device)
-    layers = ["network.hidden.0", features.DENOISED]
-    found = stack.features(DATA.to(device), 0.5, layers, batch_size=40)
-    return [*found.values(), mapped(DATA.to(device), 0.5)]
+    return [stack(DATA.to(device), 0.5), mapped(DATA.to(device), 0.5)]
 
 
 def layers(device: torch.device, _: Path) -> Iterable[Any]:

@@ -53,7 +53,7 @@ def run(checkpoint: Path | None = None, steps: int = 30, **changes: Any) -> Trai
         LogNormal(),
         steps=steps,
         checkpoint=checkpoint,
-        checkpoint_every=10,
+        checkpoint_every=0,
         progress=False,
         **settings,
     )

@@ -118,6 +118,19 @@ def test_score_is_gradient_of_log_density(mixture: LowRankMixture) -> None:
         torch.testing.assert_close(mixture.score(x.detach(), sigma), gradient, rtol=1e-8, atol=1e-8)
 
 
+def test_one_level_a_point(mixture: LowRankMixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = points(mixture, 0.5, n=300)
+    sigma = torch.logspace(-2, 1, 300, dtype=torch.float64)
+    found = mixture.denoise(x, sigma)
+    apart = [mixture.posterior_mean(x[i : i + 1], level) for i, level in enumerate(sigma.tolist())]
+    torch.testing.assert_close(found, torch.cat(apart), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(mixture.denoise(x, 0.3), mixture.posterior_mean(x, 0.3), rtol=0, atol=0)
+    monkeypatch.setattr("molrg.model.rows.CHUNK", 1)
+    torch.testing.assert_close(mixture.denoise(x, sigma), found, rtol=1e-12, atol=1e-13)
+    with pytest.raises(ValueError, match="one level for each of the 300 points, got 2;"):
+        mixture.denoise(x, [0.1, 0.2])
+
+
 def test_chunks_and_sweeps_change_nothing(mixture: LowRankMixture, monkeypatch: pytest.MonkeyPatch) -> None:
     x = points(mixture, 0.5, n=600)
     whole = [getattr(mixture, name)(x, LEVELS) for name in METHODS]

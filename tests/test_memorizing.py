@@ -21,6 +21,10 @@ METHODS = ("posterior_mean", "posterior_weights", "log_prob", "score")
 FIELDS = ("posterior_mean", "posterior_weights", "log_prob", "entropy", "largest")
 
 
+def normal_points(count: int, kind: torch.dtype) -> torch.Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(count), dtype=kind)
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -254,6 +258,10 @@ def test_one_point_is_always_the_answer() -> None:
     found = denoiser.posterior(noisy(0.5), LEVELS)
     torch.testing.assert_close(found.mean, POINTS[0].expand_as(found.mean))
     assert (found.entropy == 0).all()
+    levels = torch.logspace(-2, 1, 20, dtype=torch.float64)
+    for kind in (torch.float32, torch.float64):  # where some of the weights vanish
+        x = normal_points(400, kind)
+        assert EmpiricalDenoiser(normal_points(1500, kind)).posterior(x, levels).entropy.min() >= 0
     assert (found.largest == 1).all()
     assert (found.class_weights == 1).all()
 

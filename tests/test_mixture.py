@@ -275,6 +275,26 @@ def test_posterior_mean_is_a_projection() -> None:
     assert product.mean().abs() > 5 * product.std() / math.sqrt(len(product))
 
 
+@pytest.mark.parametrize("dim", [15, 16, 50])  # of 15 dimensions the classes leave none
+@pytest.mark.parametrize("delta", [1e-3, 0.2])
+def test_score_and_density_are_accurate_in_float32(dim: int, delta: float) -> None:
+    mixture = MoLRG.orthogonal(3, 5, dim, delta, generator=generator())
+    for sigma in (1e-4, 1e-3, 1e-2, 1.0):
+        x = points(mixture, sigma, n=100)
+        score, log_prob = mixture.score(x.double(), sigma), mixture.log_prob(x.double(), sigma)
+        assert (mixture.score(x, sigma) - score).norm() < 1e-6 * score.norm()
+        assert (mixture.log_prob(x, sigma) - log_prob).abs().max() < 1e-5 * log_prob.abs().max()
+
+
+def test_the_score_of_classes_that_fill_the_space_is_dense_algebra() -> None:
+    mixture = MoLRG.orthogonal(2, 3, 6, 0.5, generator=generator(), dtype=torch.float64)
+    x, sigma = points(mixture, 1e-6, n=5), 1e-6
+    precisions = [torch.linalg.inv(mixture.covariance(k) + sigma**2 * torch.eye(6).double()) for k in (0, 1)]
+    weights = mixture.posterior_weights(x, sigma)
+    expected = -sum(weights[:, [k]] * (x @ precision) for k, precision in enumerate(precisions))
+    torch.testing.assert_close(mixture.score(x, sigma), expected, rtol=1e-8, atol=1e-8)
+
+
 @settings(max_examples=25)
 @given(
     ranks=st.lists(st.integers(1, 3), min_size=2, max_size=4),

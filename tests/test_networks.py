@@ -119,7 +119,10 @@ def test_the_scale_with_offsets_is_the_posterior_mean_of_any_ranks_and_priors(si
         (lambda: networks.MLP(0), "dim must be an integer >= 1, got 0"),
         (lambda: networks.SubspaceDenoiser(4, 3, 2, 0.2), r"3 \* 2 > 4"),
         (lambda: networks.SubspaceDenoiser(12, 3, 2, 1.2), "delta must lie strictly between 0 and 1"),
-        (lambda: networks.Preconditioned(nn.Identity(), 0.0), "sigma_data must be positive, got 0.0"),
+        (
+            lambda: networks.Preconditioned(nn.Identity(), 0.0),
+            "sigma_data must be positive and finite, got 0",
+        ),
         (lambda: small("mlp")(torch.zeros(4, 12), torch.ones(3)), r"shape \(4,\), got \(3,\)"),
     ],
 )

@@ -74,14 +74,14 @@ def test_as_distribution_takes_every_form() -> None:
     ("wrong", "named"),
     [
         (lambda: noise.edm_levels(1, 0.1, 1.0), "n must be an integer >= 2, got 1"),
-        (lambda: noise.edm_levels(4, 1.0, 0.1), "low=1.0, high=0.1"),
-        (lambda: noise.edm_levels(4, 0.1, 1.0, rho=0.0), "rho=0.0"),
+        (lambda: noise.edm_levels(4, 1.0, 0.1), "low=1.0 and high=0.1"),
+        (lambda: noise.edm_levels(4, 0.1, 1.0, rho=0.0), "rho must be positive and finite, got 0.0"),
         (lambda: noise.ddpm_levels(0), "num_steps must be an integer >= 1, got 0"),
-        (lambda: noise.ddpm_levels(10, 0.5, 0.1), "beta_min=0.5"),
-        (lambda: noise.LogUniform(-1.0, 1.0), "low=-1.0"),
-        (lambda: noise.LogNormal(0.0, 0.0), "std=0.0"),
+        (lambda: noise.ddpm_levels(10, 0.5, 0.1), "beta_min must not be above beta_max, got 0.5 and 0.1"),
+        (lambda: noise.LogUniform(-1.0, 1.0), "low must be positive and finite, got -1.0"),
+        (lambda: noise.LogNormal(0.0, 0.0), "std must be positive and finite, got 0.0"),
         (lambda: noise.as_distribution([]), "at least one level"),
-        (lambda: noise.as_distribution([0.1, -0.1]), "each positive"),
+        (lambda: noise.as_distribution([0.1, -0.1]), "each of sigmas must be positive and finite, got -0.1"),
         (lambda: noise.as_distribution("high"), "positive number"),  # type: ignore[arg-type]
     ],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import gammaln, log_expit, logsumexp
 
 from experiments.theory import peak_boundary, phase_diagram
 from molrg import snr
@@ -147,7 +148,7 @@ def test_boundaries_in_the_limits() -> None:
 
 
 def test_laws_become_exact() -> None:
-    assert peak_boundary.undecided(2, 2) == pytest.approx(2 * math.log(2), rel=1e-12)
+    assert math.exp(peak_boundary.log_undecided(2, 2)) == pytest.approx(2 * math.log(2), rel=1e-12)
     for noisy in (True, False):
         errors = []
         for delta in (1e-2, 1e-4):
@@ -160,6 +161,40 @@ def test_laws_become_exact() -> None:
     sigma, height = phase_diagram.exact_peak(3, 1000, 0.2, True)
     assert law.sigma == pytest.approx(sigma, rel=0.02)
     assert law.height == pytest.approx(height, rel=0.01)
+
+
+def two_class_limit(rank: int) -> float:
+    """Logarithm of the limit for K = 2 by a product rule over s and Y: no function of the library."""
+    x, w = np.polynomial.legendre.leggauss(16)
+
+    def rule(high: float) -> tuple[np.ndarray, np.ndarray]:
+        edges = np.linspace(0, high, 401)
+        half = np.diff(edges)[:, None] / 2
+        return (edges[:-1, None] + half * (1 + x)).ravel(), np.log(half * w).ravel()
+
+    (t, log_t), (r, log_r) = rule(math.sqrt(3 * rank) + 8), rule(math.sqrt(6 * rank) + 12)
+    own = log_t + math.log(2) + (rank - 1) * np.log(t) - gammaln(rank / 2)
+    other = log_r + math.log(2) + (rank + 1) * np.log(r) - r * r / 2
+    other -= rank / 2 * math.log(2) + gammaln(rank / 2)
+    rows = [logsumexp(o + other + 2 * log_expit(r * r / 2 - s)) for o, s in zip(own, t * t, strict=True)]
+    return float(logsumexp(rows)) - math.log(rank)
+
+
+@pytest.mark.parametrize("rank", [3, 100, 400])
+def test_the_law_of_small_backgrounds_holds_for_large_ranks(rank: int) -> None:
+    assert peak_boundary.log_undecided(2, rank) == pytest.approx(two_class_limit(rank), abs=1e-9)
+    # For clean input and K = 2: c = 2^-a E[(1 + e^-s)^-2], s ~ Gamma(a) of rate 2, a = d/2.
+    a, s = rank / 2, np.random.default_rng(0).gamma(rank / 2, 0.5, 200_000)
+    law = peak_boundary.small_delta_law(2, rank, 0.2, noisy_input=False)
+    log_c = -a * math.log(2) + math.log(np.mean((1 + np.exp(-s)) ** -2))
+    log_s2 = 2 / (rank + 4) * (math.log(4 * 0.2**4 / rank) - log_c)
+    assert law.sigma == pytest.approx(math.exp(log_s2 / 2), rel=1e-3)
+    assert law.height == pytest.approx(rank / (rank + 4) * law.sigma**4 / 0.2**6, rel=1e-12)
+
+
+def test_the_law_of_small_backgrounds_is_finite() -> None:
+    for arguments in ((2, 400, 0.2, False), (1000, 1000, 0.2, False), (1000, 1000, 0.2, True)):
+        assert np.isfinite(peak_boundary.small_delta_law(*arguments)).all()
 
 
 @pytest.mark.parametrize(("num_classes", "rank"), [(2, 1), (3, 5), (1000, 200)])
@@ -179,10 +214,10 @@ def test_exact_boundary_is_proved() -> None:
     [
         (lambda: peak_boundary.level(0.5, 2.0), "eta must lie strictly between 0 and"),
         (lambda: peak_boundary.theorem_boundary(1, 2), "num_classes must be an integer >= 2"),
-        (lambda: peak_boundary.theorem_boundary(2, 0), "rank must be a positive number"),
+        (lambda: peak_boundary.theorem_boundary(2, 0), "rank must be positive and finite"),
         (lambda: peak_boundary.exact_boundary(2, 1.5), "rank must be an integer >= 1"),  # type: ignore[arg-type]
         (lambda: peak_boundary.certify_exact_boundary(2, 1, 0.5, 0.4), "below must be less than above"),
-        (lambda: peak_boundary.joint_boundary(-1), "load must be a positive number"),
+        (lambda: peak_boundary.joint_boundary(-1), "load must be positive and finite"),
         (lambda: peak_boundary.theorem_peak(2, 1, 1.0), "delta must lie strictly between 0 and 1"),
         (lambda: peak_boundary.large_rank_law(2, 1, 0.9), "too small for this law"),
     ],

@@ -115,14 +115,25 @@ def test_values_may_be_tensors_and_levels_stay_in_range() -> None:
     assert len(seen) < 8
 
 
+@pytest.mark.parametrize(("ends", "edge"), [((2.0, 1.0), "low"), ((1.0, 2.0), "high"), ((2.0, 2.0), "low")])
+def test_an_end_as_high_as_the_best_turn_is_no_peak_inside(ends: tuple[float, float], edge: str) -> None:
+    levels = np.geomspace(0.1, 10, 5)
+    values = np.array([ends[0], 1.5, 2.0, 1.5, ends[1]])
+    values[1 if ends[0] < 2 else 3] = 1.4
+    found = peaks.find(lambda s: np.interp(np.log(s), np.log(levels), values), 0.1, 10, 5)
+    assert (found.edge, found.height) == (edge, 2.0)
+    assert found.sigma == (0.1 if edge == "low" else 10)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ({"low": 0}, "sigma must be finite and positive, got 0"),
         ({"low": 3, "high": 3}, "low must be below high, got low=3 and high=3"),
         ({"points": 4}, "points must be an integer >= 5, got 4"),
-        ({"accuracy": 1.0}, "accuracy must lie from 0 to 1 (it is a relative error), got 1.0"),
-        ({"accuracy": math.nan}, "accuracy must lie from 0 to 1"),
+        ({"accuracy": 1.0}, "accuracy must lie in [0, 1), got 1.0"),
+        ({"accuracy": False}, "accuracy must lie in [0, 1), got False"),
+        ({"accuracy": math.nan}, "accuracy must lie in [0, 1)"),
         ({"function": lambda s: s[1:]}, "one value per noise level, shape (101,), got shape (100,)"),
         ({"function": lambda s: 1 / (s > 1)}, "finite values; at sigma = 0.001 it does not"),
     ],

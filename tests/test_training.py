@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from molrg import MoLRG
-from molrg.learning import checkpoints
+from molrg.learning import checkpoints, ensembles
 from molrg.learning.networks import MLP, Preconditioned, SubspaceDenoiser
-from molrg.learning.training import Trained, edm_weighting, train, uniform_weighting
+from molrg.learning.training import Job, Trained, cosine, edm_weighting, train, uniform_weighting
 from molrg.model.noise import LogNormal, LogUniform
 
 
@@ -39,7 +40,7 @@ def short_run(path: Path | None = None, steps: int = 60, **changes: Any) -> Trai
         "lr": 1e-2,
         "ema": 0.9,
         "generator": generator(2),
-        "checkpoint_every": 5,
+        "checkpoint_every": 0,
         "progress": False,
     } | changes
     network = settings.pop("denoiser", network)
@@ -142,6 +143,55 @@ def test_the_levels_asked_for_are_those_trained_on(sigmas: Any) -> None:
         assert len(seen.unique()) > 150
     else:
         assert seen.unique().tolist() == pytest.approx([sigmas] if isinstance(sigmas, float) else sigmas)
+
+
+MIXTURE = MoLRG.orthogonal(2, 2, 6, generator=generator(3))
+
+
+@pytest.mark.parametrize("batch_size", [6, 8])  # 6 is the dimension
+def test_a_target_for_all_points_at_all_levels_is_refused(batch_size: int) -> None:
+    def not_yet(*_: object) -> None:
+        raise AssertionError("a step was made before the target was looked at")
+
+    network = MLP(6, 16, 1)
+    network.register_forward_pre_hook(not_yet)
+    denoiser = Preconditioned(network, 1.0)
+    with pytest.raises(ValueError, match=r"target must return shape \(3, 6\), got \(3, 3, 6\); .*`denoise`"):
+        short_run(denoiser=denoiser, target=MIXTURE.posterior_mean, batch_size=batch_size)
+    job = Job(denoiser, some_data(), LogNormal(), 5, batch_size, target=MIXTURE.posterior_mean)
+    with pytest.raises(ValueError, match="target must return shape"):
+        ensembles.train([job], progress=False)
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"weighting must return shape \(8,\), got \(8, 1\)"):
+        short_run(weighting=lambda sigma: sigma[:, None])
+    with pytest.raises(ValueError, match=r"augment must return shape \(8, 6\), got \(1, 6\)"):
+        short_run(augment=lambda x, _: x[:1])
+    with pytest.raises(ValueError, match=r"target must return shape \(8, 6\), got \(1, 6\)"):
+        short_run(target=lambda x, _: x if len(x) == 3 else x[:1])  # found in the step, not before
+
+    class Narrow(nn.Linear):
+        def forward(self, x: Tensor, _: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match=r"denoiser must return shape \(8, 6\), got \(8, 1\)"):
+        short_run(denoiser=Narrow(6, 1))
+
+
+def test_a_mixture_is_distilled_at_one_level_a_sample() -> None:
+    denoiser = SubspaceDenoiser(6, 2, 2, 0.2)
+    with torch.no_grad():
+        denoiser.basis.copy_(torch.cat(MIXTURE.bases, 1))
+    losses = short_run(denoiser=denoiser, target=MIXTURE.denoise, lr=1e-8).losses
+    assert losses.max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("share", "factor"), [(0.0, 0.0), (0.025, 0.5), (0.05, 1.0), (0.525, 0.5), (0.7625, 0.1464466), (1, 0)]
+)
+def test_cosine_rises_in_a_twentieth_and_falls_in_the_rest(share: float, factor: float) -> None:
+    assert cosine(round(4000 * share), 4000) == pytest.approx(factor, abs=1e-7)
 
 
 def test_ema_zero_returns_the_last_weights() -> None:
@@ -294,7 +344,7 @@ def in_child(target: Callable[..., None], *arguments: Any) -> Any:
 
 def child_run(path: Path, steps: int) -> None:
     torch.set_num_threads(1)
-    short_run(path, steps=steps)
+    short_run(path, steps=steps, checkpoint_every=0.02)
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_weights(tmp_path: Path) -> None:
@@ -336,7 +386,7 @@ def test_a_killed_write_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     old = time.time() - 86_400
     os.utime(leftover, (old, old))
     assert_same(short_run(path), short_run())
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [checkpoints.previous(path), path]
 
 
 def fill_the_disk(path: Path, report: Path) -> None:
@@ -353,6 +403,7 @@ def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path, written_before: b
     path, report = tmp_path / "run.safetensors", tmp_path / "report"
     if written_before:
         short_run(path, steps=10)
+        checkpoints.previous(path).unlink()
     process = in_child(fill_the_disk, path, report)
     process.join(60)
     told = report.read_text()
@@ -370,6 +421,7 @@ def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path, written_before: b
 def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     short_run(path, steps=5)
+    checkpoints.previous(path).unlink()
     good = path.read_bytes()
     dice = random.Random(0)
     positions = [*range(0, 400, 7), *dice.sample(range(len(good)), 200), len(good) - 1]
@@ -387,6 +439,43 @@ def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path: Path) -> N
         assert "Delete it to compute it again" in str(caught.value)
     path.write_bytes(good)
     assert_same(short_run(path), short_run())
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    short_run(path, steps=30)
+    before = checkpoints.previous(path)
+    assert [steps_in(each) for each in (before, path)] == [29, 30]
+    path.write_bytes(path.read_bytes()[:-1])
+    good = before.read_bytes()
+    with pytest.warns(RuntimeWarning, match=r"damaged.* goes on from the one before, .*run.previous"):
+        short_run(path, steps=30)
+    assert before.read_bytes() == good  # what is damaged does not take its place
+    assert_same(short_run(path), short_run())
+    for each in (before, path):
+        each.write_bytes(each.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        short_run(path)
+
+
+def test_checkpoints_are_written_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        """Each look at it takes a second."""
+
+        now = 0.0
+
+        def monotonic(self) -> float:
+            self.now += 1
+            return self.now
+
+    saved: list[float] = []
+    clock = Clock()
+    monkeypatch.setattr(checkpoints.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(checkpoints, "save", lambda *_, **__: saved.append(clock.now))
+    short_run(tmp_path / "run.safetensors", checkpoint_every=50)
+    assert len(saved) >= 3
+    gaps = [later - earlier for earlier, later in pairwise([0, *saved[:-1]])]
+    assert all(50 <= gap < 60 for gap in gaps)
 
 
 def test_a_checkpoint_is_a_safetensors_file_and_holds_what_was_saved(tmp_path: Path) -> None:
@@ -449,7 +538,7 @@ def test_the_first_loss_that_is_not_finite_stops_the_run(tmp_path: Path, fail_at
         short_run(path, denoiser=recorder)
     low, high = (bound.item() for bound in recorder.levels[fail_at - 1].aminmax())
     assert f"sigma = {low:.4g} to {high:.4g}" in str(caught.value)
-    good = 5 * ((fail_at - 1) // 5)
+    good = fail_at - 1
     if good:
         assert f"Last good checkpoint: {path} at step {good}." in str(caught.value)
         state, _ = checkpoints.load(path)
@@ -471,8 +560,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     with pytest.raises(FloatingPointError, match="weights are not finite after step 10") as caught:
         short_run(path, denoiser=Overflow(), steps=10)
-    assert f"{path} at step 5" in str(caught.value)
-    assert len(checkpoints.load(path)[0]["losses"]) == 5
+    assert f"{path} at step 9" in str(caught.value)
+    assert len(checkpoints.load(path)[0]["losses"]) == 9
 
 
 @pytest.mark.parametrize(
@@ -483,6 +572,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
         ({"precision": "float16"}, "precision must be .full. or .bfloat16."),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
+        ({"ema": False}, r"ema must lie in \[0, 1\), got False"),
+        ({"lr": True}, "lr must be positive and finite, got True"),
+        ({"sigmas": True}, "sigmas must be numbers, got the boolean True"),
         ({"sigmas": [0.1, -0.1]}, "positive"),
         ({"data": torch.zeros(4, 1, 2, 3)}, "flatten images"),
         ({"data": torch.zeros(4, 6, dtype=torch.int64)}, "floating point"),

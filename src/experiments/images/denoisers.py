@@ -186,7 +186,6 @@ def trained(
         generator=torch.Generator().manual_seed(seed),
         device=devices.best(),
         checkpoint=file,
-        checkpoint_every=100,
     )
 
 

@@ -182,7 +182,8 @@ def _train_to(training: Training, data: Images, place: Path, images: int) -> Non
     }
     state = trained.denoiser.cpu().state_dict()
     checkpoints.save(snapshot_file(training, data, images), state, {"record": json.dumps(record)})
-    branch.unlink()
+    for each in (branch, checkpoints.previous(branch)):
+        each.unlink(missing_ok=True)
     _say(f"{training.name} at {images} images in {time.time() - began:.0f} s", record)
 
 
@@ -224,7 +225,6 @@ def _run(
         seed=training.seed + start["images"],
         known_as=known_as(training, data) + (f" from {start['images']}" if start["images"] else ""),
         checkpoint=file,
-        checkpoint_every=300,
         progress=sys.stderr.isatty(),
     )
 

@@ -64,13 +64,9 @@ def draw(
     return Data(mixture, samples(train_size), samples(test_size))
 
 
-def trained(
-    jobs: Sequence[training.Job], workdir: Path, checkpoint_every: int = 1000
-) -> list[training.Trained]:
+def trained(jobs: Sequence[training.Job], workdir: Path) -> list[training.Trained]:
     """Train the networks of `jobs` together, on the GPU if there is one; return them on the CPU."""
-    results = ensembles.train(
-        jobs, device=devices.best(), checkpoints=workdir / "networks", checkpoint_every=checkpoint_every
-    )
+    results = ensembles.train(jobs, device=devices.best(), checkpoints=workdir / "networks")
     return [result._replace(denoiser=result.denoiser.cpu()) for result in results]
 
 

@@ -25,6 +25,7 @@ from molrg.learning import training
 from molrg.learning.networks import FeedForward, Preconditioned, subspace_denoise
 from molrg.learning.training import Job
 from molrg.model import noise
+from molrg.model.coefficients import coefficients
 from molrg.model.mixture import MoLRG
 from molrg.snr import denoising_error
 from molrg.support.checks import integer
@@ -216,10 +217,9 @@ class _ToldWeights(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1, 1)
-        s2, d2 = level**2, self.delta**2
         energies = (x @ self.basis).unflatten(-1, (self.num_classes, -1)).square().sum(-1)
-        weights = torch.softmax(0.5 * (1 - d2) / ((1 + s2) * (d2 + s2)) * energies, -1)
-        scaled = x / (s2 + self.sigma_data**2).sqrt()
+        weights = torch.softmax(coefficients(level, self.delta).kappa * energies, -1)
+        scaled = x / (level**2 + self.sigma_data**2).sqrt()
         output = self.network(torch.cat([scaled, weights], -1), level.log().flatten() / 4)
         return self.sigma_data * output[:, : x.shape[1]]
 

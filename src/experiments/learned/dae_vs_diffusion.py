@@ -143,7 +143,7 @@ def run(
         for seed in range(seeds)
         for sigmas in model.trained_on
     ]
-    trained = iter(bench.trained(jobs, Path(workdir), checkpoint_every=500))
+    trained = iter(bench.trained(jobs, Path(workdir)))
     found: dict[str, Any] = {}
     for name, model in plan.items():
         networks = [[next(trained).denoiser for _ in model.trained_on] for _ in range(seeds)]

@@ -143,7 +143,6 @@ def _one_seed(
         weighting=training.uniform_weighting,
         generator=generator,
         checkpoint=checkpoint,
-        checkpoint_every=5000,
     )
     with torch.no_grad():
         for denoiser, basis in zip(denoisers, next(trained.denoiser.parameters()), strict=True):

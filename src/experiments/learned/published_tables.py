@@ -23,6 +23,7 @@ from molrg import snr
 from molrg.learning import checkpoints
 from molrg.learning.networks import subspace_scale
 from molrg.model import noise
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.model.mixture import MoLRG
 from molrg.support.checks import choice, integer
 
@@ -215,18 +216,16 @@ def block_loss(
     by a product rule over the two energies. `weights` of the `levels` are normalised to sum 1.
     """
     (y, p), (z, q) = (chi_rule(rank, 2) for rank in ranks)
-    s2 = np.square(np.asarray(levels, dtype=float))[:, None, None]
-    d2 = DELTA**2
-    zeta, xi = 1 / (1 + s2), d2 / (d2 + s2)
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+    sigma = np.asarray(levels, dtype=float)[:, None, None]
+    kappa, xi, gain = coefficients(sigma, DELTA)
+    shrinks, variances = (xi + gain, xi), block_variances(sigma, DELTA)
     total = 0.0
     for own, prior in enumerate(priors):
-        variances = (1 + s2, d2 + s2) if own == 0 else (d2 + s2, 1 + s2)
-        shrinks = (zeta, xi) if own == 0 else (xi, zeta)
-        energies = (variances[0] * y[:, None], variances[1] * z)
+        energies = (variances[own] * y[:, None], variances[1 - own] * z)
         w = expit(kappa * (lengths[0] * energies[0] - lengths[1] * energies[1]))
-        gains = (lengths[0] * (xi + (zeta - xi) * w), lengths[1] * (xi + (zeta - xi) * (1 - w)))
-        terms = [(g * g - 2 * g * s) * e for g, s, e in zip(gains, shrinks, energies, strict=True)]
+        scales = (lengths[0] * (xi + gain * w), lengths[1] * (xi + gain * (1 - w)))
+        aims = shrinks if own == 0 else shrinks[::-1]
+        terms = [(g * g - 2 * g * s) * e for g, s, e in zip(scales, aims, energies, strict=True)]
         total = total + prior * np.einsum("syz,y,z->s", terms[0] + terms[1], p, q)
     return float(np.average(total, weights=np.asarray(weights)))
 

@@ -15,6 +15,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from molrg import snr
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.snr import Estimate, quadrature
 from molrg.support.checks import Levels, boolean, fraction, integer, noise_levels
 
@@ -291,11 +292,9 @@ def _moment_readout(
         energy[:, 0] *= ratio
         signal = ratio
         if denoised:
-            s2, d2 = level**2, delta**2
-            logits = energy * (
-                0.5 * (1 - 1 / ratio) if noisy_input else 0.5 * d2 * (1 - d2) / ((1 + s2) * (d2 + s2))
-            )
-            energy *= (d2 * (1 + s2) + s2 * (1 - d2) * softmax(logits, 1)) ** 2
+            kappa, xi, gain = coefficients(level, delta)
+            logits = kappa * block_variances(level, delta, noisy_input)[1] * energy
+            energy *= (xi + gain * softmax(logits, 1)) ** 2
             signal = (num_classes - 1) * float(snr.exact(num_classes, rank, delta, level, noisy_input))
             energy *= rank / energy[:, 1:].mean()
         variance = energy.sum(1, keepdims=True) + (signal - 1) * energy

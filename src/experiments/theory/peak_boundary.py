@@ -19,16 +19,17 @@ the own class and of another, which depend on K, d and eta alone,
 Since the weights are posterior probabilities, (K-1) b_1 = e^eta (1 - a_1) and (K-1) b_2 = e^eta (a_1 - a_2).
 """
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import gammaln
+from scipy.special import gammaln, logsumexp
 
 from molrg.snr import enclosures, quadrature
 from molrg.snr.peaks import Peak
-from molrg.support.checks import Levels, boolean, fraction, integer, noise_levels
+from molrg.support.checks import Levels, boolean, fraction, integer, noise_levels, positive
 
 __all__ = [
     "ExactCurve",
@@ -40,11 +41,11 @@ __all__ = [
     "large_rank_law",
     "level",
     "log_contrast",
+    "log_undecided",
     "moments",
     "small_delta_law",
     "theorem_boundary",
     "theorem_peak",
-    "undecided",
     "wide_boundary",
 ]
 
@@ -94,7 +95,7 @@ def theorem_boundary(num_classes: int, rank: float) -> float:
     Statement: `thm-phase-boundary`.
     """
     integer("num_classes", num_classes, 2)
-    return float(np.exp(-np.arcsinh(np.sqrt(np.log(num_classes + 1) / (2 * _positive("rank", rank))))))
+    return float(np.exp(-np.arcsinh(np.sqrt(np.log(num_classes + 1) / (2 * positive("rank", rank))))))
 
 
 def exact_boundary(num_classes: int, rank: int) -> float:
@@ -155,7 +156,7 @@ def joint_boundary(load: float, exact: bool = True) -> float:
 
     Statement: `prop-phase-limits`.
     """
-    load = _positive("load", load)
+    load = positive("load", load)
     if not exact:
         return float(np.exp(-np.arcsinh(np.sqrt(load / 2))))
     top = float(np.arccosh(1 + load)) * 2 + 1
@@ -202,7 +203,7 @@ def theorem_peak(num_classes: int, rank: float, delta: float, noisy_input: bool 
     Statement: `prop-phase-place`.
     """
     others = integer("num_classes", num_classes, 2) - 1
-    rank, top = _positive("rank", rank), -2 * np.log(fraction("delta", delta))
+    rank, top = positive("rank", rank), -2 * np.log(fraction("delta", delta))
     lowest = 1e-6 * top
     if boolean("noisy_input", noisy_input):
         lowest = float(np.arccosh(1 + np.log(others + 2) / rank))
@@ -383,35 +384,57 @@ def small_delta_law(num_classes: int, rank: int, delta: float, noisy_input: bool
     """
     integer("num_classes", num_classes, 2)
     integer("rank", rank, 1)
-    d4 = fraction("delta", delta) ** 4
+    log_delta = math.log(fraction("delta", delta))
     if boolean("noisy_input", noisy_input):
-        s2 = (2 * d4 / ((rank + 2) * undecided(num_classes, rank))) ** (2 / (rank + 4))
-        return Law(float(np.sqrt(s2)), float((rank + 2) / (rank + 4) * s2 / (d4 * (num_classes - 1))))
-    t, weight = quadrature.panel_rule(np.linspace(0, 8, 65))  # s = t^2
-    mass = 2 * weight * t ** (rank - 1) / (np.exp(t * t) + num_classes - 1) ** 2
-    s2 = (4 * d4 / (rank * mass.sum() / np.exp(gammaln(rank / 2)))) ** (2 / (rank + 4))
-    return Law(float(np.sqrt(s2)), float(rank / (rank + 4) * s2**2 / (d4 * delta**2 * (num_classes - 1))))
+        log_s2 = math.log(2 / (rank + 2)) + 4 * log_delta - log_undecided(num_classes, rank)
+        factor, power, front = (rank + 2) / (rank + 4), 1, -4
+    else:
+        reach = math.sqrt(rank) + math.sqrt(math.log(num_classes)) + 9
+        t, weight = quadrature.panel_rule(np.linspace(0, reach, 8 * math.ceil(reach) + 1))  # s = t^2
+        logs = (rank - 1) * np.log(t) - 2 * np.logaddexp(t * t, math.log(num_classes - 1))
+        log_mass = logsumexp(logs, b=2 * weight) - gammaln(rank / 2)
+        log_s2 = math.log(4 / rank) + 4 * log_delta - log_mass
+        factor, power, front = rank / (rank + 4), 2, -6
+    log_s2 *= 2 / (rank + 4)
+    height = factor / (num_classes - 1) * math.exp(power * log_s2 + front * log_delta)
+    return Law(math.exp(log_s2 / 2), height)
 
 
-def undecided(num_classes: int, rank: int) -> float:
-    r"""Return lim e^(eta d/2) b_2 for eta -> inf.
+def log_undecided(num_classes: int, rank: int) -> float:
+    r"""Return the logarithm of lim e^(eta d/2) b_2 for eta -> inf.
 
     The own energy enters near 0, where its density is a power. With s its logit, T the sum of e^logit of the
-    others,
+    others, the limit is
 
         1/(d Gamma(d/2)) int s^(d/2-1) E[w_l^2 Y] ds,  w_l = e^(Y/2) / (e^s + T),  Y ~ chi^2_d,
 
-    which factorises over the classes as in `molrg.snr.exact`.
+    which factorises over the classes as in `molrg.snr.exact`. For large d most of it comes from energies far
+    outside the density's bulk, and it grows beyond the range of floats: hence the logarithm.
     """
-    lowest = -3.0 * rank - 60
-    v, weight = quadrature.panel_rule(np.concatenate([np.arange(lowest, 4), [4.0]]))
-    phi, _, two = quadrature.transforms(v, rank, 0.5)
-    unit, node_weight = quadrature.panel_rule(np.linspace(0, 1, 25))
-    reach = np.sqrt(4.5 - v)[:, None]  # beyond s = 4.5 - v the own factor is below e^{-90}
-    t = unit * reach
-    power = np.exp((rank - 1) * np.log(t) - gammaln(rank / 2)) if rank > 1 else 1 / np.sqrt(np.pi)
-    own = 2 * (power * np.exp(-np.exp(v[:, None] + t * t)) * reach) @ node_weight
-    return float(weight @ (two * own * phi ** (num_classes - 2))) / rank
+    v, weight = quadrature.panel_rule(np.concatenate([np.arange(-3.0 * rank - 60, 4), [4.0]]))
+    gamma = gammaln(rank / 2)
+
+    def log_average(scale: float, power: int, extra: int) -> np.ndarray:
+        """log int r^(rank-1+extra) e^(power t - e^t) dr, t = v + scale r^2; with e^(-r^2/2) if scale < 1."""
+        bulk = quadrature.radii(rank, 12)
+        values = np.empty_like(v)
+        for start in range(0, len(v), quadrature.ROWS):
+            at = v[start : start + quadrature.ROWS, None]
+            reach = np.sqrt((4.5 - at) / scale)  # beyond, e^(-e^t) is below e^{-90}
+            turns = np.sqrt(np.maximum((quadrature.TRANSITION - at) / scale, 0))
+            breaks = [np.minimum(bulk, reach), reach * np.linspace(0, 1, 13), np.minimum(turns, reach)]
+            r, weights = quadrature.panel_rule(np.sort(np.concatenate(breaks, 1), 1))
+            t = at + scale * r * r
+            with np.errstate(divide="ignore"):  # log 0 at the end of an empty panel
+                logs = (rank - 1 + extra) * np.log(r) if rank + extra > 1 else np.zeros_like(r)
+                logs += power * t - np.exp(t) - (0.5 * r * r if scale < 1 else 0)
+                values[start : start + quadrature.ROWS] = logsumexp(logs, axis=1, b=weights)
+        return values
+
+    own = math.log(2) - gamma + log_average(1.0, 0, 0)
+    density = math.log(2) - rank / 2 * math.log(2) - gamma
+    phi, two = density + log_average(0.5, 0, 0), density + log_average(0.5, 2, 2)
+    return float(logsumexp(own + two + (num_classes - 2) * phi, b=weight)) - math.log(rank)
 
 
 def large_rank_law(num_classes: int, rank: float, delta: float) -> Law:
@@ -428,16 +451,10 @@ def large_rank_law(num_classes: int, rank: float, delta: float) -> Law:
     Statement: `prop-phase-exact-laws`.
     """
     others = integer("num_classes", num_classes, 2) - 1
-    rank, d2 = _positive("rank", rank), fraction("delta", delta) ** 2
+    rank, d2 = positive("rank", rank), fraction("delta", delta) ** 2
     q = 1 / d2 - 1
     alpha = 2 * q + q * q / 2 + others * (2 * q + 1.5 * q * q) / (q + 1) ** 2
     growth = np.log(alpha * np.sqrt(np.pi * rank / 32)) / rank
     if growth <= 0 or (eta := 2 * float(np.arccosh(np.exp(growth)))) >= -np.log(d2):
         raise ValueError(f"rank {rank:g} is too small for this law at delta = {delta:g}: pass a larger one")
     return Law(level(delta, eta), float(np.exp(-eta) * (1 - 4 / (rank * eta)) / (d2 * d2 * others)))
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < np.inf:
-        raise ValueError(f"{name} must be a positive number, got {value!r}")
-    return float(value)

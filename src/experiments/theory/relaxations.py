@@ -20,6 +20,7 @@ from experiments.theory.chi_rules import chi_rule, legendre
 from experiments.theory.tilted_bases import bases_at_angle, random_bases
 from molrg import snr
 from molrg.learning.networks import subspace_denoise
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.model.mixture import LowRankMixture, MoLRG
 from molrg.snr import peaks
 from molrg.support.checks import Levels, fraction, integer, noise_levels
@@ -173,14 +174,13 @@ def separated(
     along = rng.standard_normal((num_classes, num_samples))
     rows = []
     for level in noise_levels(sigma)[0].tolist():
-        s2, d2 = level**2, delta**2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        xi, gap = d2 / (d2 + s2), 2 * s2 * kappa
-        energy = np.concatenate([(1 + s2) * own[None], (d2 + s2) * rest])
+        kappa, xi, gain = coefficients(level, delta)
+        v_own, v_other = block_variances(level, delta)
+        energy = np.concatenate([v_own * own[None], v_other * rest])
         evidence = separation * along / level
-        evidence[0] += separation**2 / s2
+        evidence[0] += separation**2 / level**2
         w = softmax(kappa * energy + evidence, axis=0)
-        blocks = ((xi + gap * w) ** 2 * energy).mean(1)
+        blocks = ((xi + gain * w) ** 2 * energy).mean(1)
         means = separation**2 * (w**2).mean(1)
         others = blocks[1:].sum() + means[1:].sum()
         rows.append((blocks[0] / (others + means[0]), (blocks[0] + means[0]) / others))
@@ -247,16 +247,15 @@ def network(
     rules = [chi_rule(integer("rank", rank, 1), 24) for rank in ranks]
     columns = []
     for level in noise_levels(sigma)[0].tolist():
-        s2, d2 = level**2, fraction("delta", delta) ** 2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        xi, gap = d2 / (d2 + s2), 2 * s2 * kappa
+        kappa, xi, gain = coefficients(level, fraction("delta", delta))
+        v_own, v_other = block_variances(level, delta)
         pairs = []
         for own in (0, 1):
             (y, p), (z, q) = rules[own], rules[1 - own]
-            energy, rival = (1 + s2) * y[:, None], (d2 + s2) * z
+            energy, rival = v_own * y[:, None], v_other * z
             w = expit(kappa * (norms[own] * energy - norms[1 - own] * rival))
-            signal = p @ ((xi + gap * w) ** 2 * energy) @ q * norms[own] ** 2
-            pairs.append((signal, p @ ((xi + gap * (1 - w)) ** 2 * rival) @ q * norms[1 - own] ** 2))
+            signal = p @ ((xi + gain * w) ** 2 * energy) @ q * norms[own] ** 2
+            pairs.append((signal, p @ ((xi + gain * (1 - w)) ** 2 * rival) @ q * norms[1 - own] ** 2))
         signals, rests = np.array(pairs).T
         columns.append([*(signals / rests), weights @ signals / (weights @ rests)])
     return np.array(columns).T
@@ -400,9 +399,8 @@ def student(rank: int, delta: float, freedom: float, sigma: Levels) -> np.ndarra
     values = []
     for level in noise_levels(sigma)[0].tolist():
         s2, d2 = level**2, delta**2
-        xi = d2 / (d2 + s2)
-        kappa = 0.5 * (t - d2) / ((t + s2) * (d2 + s2))
-        offset, gains = log_measure - rank / 2 * np.log((t + s2) / (d2 + s2)), 2 * s2 * kappa
+        kappa, xi, gains = coefficients(level, delta, t)
+        offset = log_measure - rank / 2 * np.log((t + s2) / (d2 + s2))
 
         def readings(energy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """Log-evidence for the class, and the factor on its block beyond xi, for energies (...)."""

@@ -21,6 +21,7 @@ from scipy.special import gammaln
 from scipy.stats import norm
 from torch import Tensor
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.model.mixture import MoLRG, gaussian
 from molrg.snr import Estimate, quadrature
 from molrg.support.checks import Levels, boolean, fraction, integer, noise_levels
@@ -267,10 +268,7 @@ def _counts(
 
 def _setting(level: float, delta: float, noisy_input: bool) -> tuple[float, float, float, float, float]:
     """kappa, xi, zeta - xi, v_A, v_B."""
-    s2, d2 = level**2, delta**2
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    own, other = (1 + s2, d2 + s2) if noisy_input else (1.0, d2)
-    return kappa, d2 / (d2 + s2), 2 * s2 * kappa, own, other
+    return (*coefficients(level, delta), *block_variances(level, delta, noisy_input))
 
 
 def _over_levels(

@@ -15,6 +15,7 @@ from scipy.special import expit
 
 from compendium import resume
 from molrg import snr
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.snr import peaks, quadrature
 from molrg.support.checks import boolean, fraction, integer, noise_levels
 
@@ -89,8 +90,7 @@ def terms(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: 
     integer("rank", rank, 1)
     noisy_input = boolean("noisy_input", noisy_input)
     levels, _ = noise_levels(sigma)
-    s2, d2 = float(levels[0]) ** 2, fraction("delta", delta) ** 2
-    own, other, gain = _logit_scales(s2, d2, noisy_input)
+    own, other, gain = _logit_scales(float(levels[0]), fraction("delta", delta), noisy_input)
     offset = np.log(num_classes - 1)
     gap = (own - other) * rank
     theorem = (expit(gap - offset), expit(offset - gap) / (num_classes - 1))
@@ -130,19 +130,18 @@ def _part(
     return {"figures": found}
 
 
-def _logit_scales(s2: float, d2: float, noisy: bool) -> tuple[float, float, float]:
+def _logit_scales(level: float, delta: float, noisy: bool) -> tuple[float, float, float]:
     """kappa v_A, kappa v_B, and (zeta - xi) / xi."""
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    own, other = (1 + s2, d2 + s2) if noisy else (1.0, d2)
-    return kappa * own, kappa * other, s2 * (1 - d2) / (d2 * (1 + s2))
+    kappa, xi, gain = coefficients(level, delta)
+    own, other = block_variances(level, delta, noisy)
+    return kappa * own, kappa * other, gain / xi
 
 
 def _exact_for_all(
     num_classes: Sequence[int], rank: int, delta: float, level: float, noisy: bool
 ) -> np.ndarray:
     """The exact SNR for several numbers of classes (C,), whose integrals over one class are the same."""
-    s2, d2 = level**2, delta**2
-    own, other, gain = _logit_scales(s2, d2, noisy)
+    own, other, gain = _logit_scales(level, delta, noisy)
     others = np.array(num_classes) - 1
     moments = np.array(quadrature.weight_moments(others[:, None] + 1, rank, own, other)) / rank
     signal, rest = (1 + 2 * gain * m[0] + gain**2 * m[1] for m in (moments[:2], moments[2:]))

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from molrg.images.checkpoint_files import ModelFiles, find, latent_factor, read_json, read_schedule
 from molrg.images.image_networks import check_flat, run
 from molrg.images.network_layers import blocks
-from molrg.learning.networks import PREDICTIONS, column
+from molrg.learning.networks import column
+from molrg.learning.predictions import skip_and_out
 from molrg.support import data_read
 from molrg.support.checks import integer
 
@@ -104,7 +105,7 @@ class Published(nn.Module):
         """Return D(x, sigma), (N, n)."""
         check_flat(x, self.shape)
         level = column(sigma, x)
-        skip, out = PREDICTIONS[self.prediction](level, 1.0)
+        skip, out = skip_and_out(level, self.prediction)
         images = (x / (1 + level**2).sqrt()).unflatten(1, self.shape).to(self.model.dtype)
         steps = self.timesteps(sigma).flatten().float().to(x.device).expand(len(x))
         output = run(self.model, images, steps, self._null_class)

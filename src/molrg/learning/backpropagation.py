@@ -74,8 +74,8 @@ class Backpropagation:
     def at(self, sigma: Tensor, weights: Tensor) -> None:
         """Set the noise levels and the weights of the samples, (M, B) each, of the steps that follow."""
         self._skip, self._out, self._root, noise = self._denoiser.coefficients(sigma.unsqueeze(-1))
-        told = waves(noise, self._network.frequencies)
-        self._h[0][..., self._h[0].shape[-1] - told.shape[-1] :] = told
+        embedded = waves(noise, self._network.frequencies)
+        self._h[0][..., self._h[0].shape[-1] - embedded.shape[-1] :] = embedded
         self._sample_weights = weights
         self._into_g = self._out * weights.unsqueeze(-1) * (2 / self._h[-1][0].numel())
 

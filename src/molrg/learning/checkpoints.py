@@ -1,6 +1,10 @@
 """Checkpoints: the state of a run in a file of tensors, from which the run, and no other, goes on."""
 
 import json
+import os
+import shutil
+import time
+import warnings
 from pathlib import Path
 from typing import Protocol
 
@@ -8,10 +12,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from molrg.support.checks import nonnegative
 from molrg.support.fingerprints import differences
 from molrg.support.tensor_files import load, save
 
-__all__ = ["Run", "RunFile", "load", "optimizer_state", "restore_optimizer", "save"]
+__all__ = ["Run", "RunFile", "load", "optimizer_state", "previous", "restore_optimizer", "save"]
+
+
+def previous(path: Path) -> Path:
+    """Return where the checkpoint before the one at `path` is kept: `run.previous.safetensors`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _keep(path: Path) -> None:
+    """Make `previous(path)` another name of the file at `path`, or where there are no such names, a copy."""
+    spare = path.with_name(f".{path.name}.{os.getpid()}.part")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:
+        shutil.copyfile(path, spare)
+    os.replace(spare, previous(path))
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -62,24 +83,34 @@ class Run(Protocol):
 
 
 class RunFile:
-    """A run's checkpoint: where, how often, and up to which step it is good.
+    """A run's checkpoint: where, how often (in seconds), and up to which step it is good.
 
-    Of several processes that share a run, all read it and the one with `writes` writes it.
+    The one before is kept, and taken up, with a warning, where the newest is damaged. Of several processes
+    that share a run, all read the checkpoint and the one with `writes` writes it.
     """
 
-    def __init__(self, path: Path, run: Run, every: int, writes: bool = True) -> None:
-        self.path, self.run, self.every, self.writes = path, run, every, writes
+    def __init__(self, path: Path, run: Run, every: float, writes: bool = True) -> None:
+        self.path, self.run, self.writes = path, run, writes
+        self.every = nonnegative("checkpoint_every", every)
         self.good_step = 0
+        self._is_intact, self._written = False, time.monotonic()
         self._fingerprint = run.fingerprint()
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint is `every` seconds old."""
+        return time.monotonic() - self._written >= self.every
 
     def resume(self, steps: int) -> None:
         """Take up the checkpoint, if there is one.
 
-        Raises:
-            ValueError: it is of another run (names the differences), or of more than `steps` steps.
+        Raises
+        ------
+        ValueError
+            If it is of another run (names the differences), of more than `steps` steps, or damaged and none
+            was kept before it.
         """
         try:
-            state, metadata = load(self.path)
+            state, metadata = self._load()
         except FileNotFoundError:
             return
         theirs, done = json.loads(metadata["run"]), len(state["losses"])
@@ -98,11 +129,27 @@ class RunFile:
         self.run.restore(state)
         self.good_step = done
 
+    def _load(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        try:
+            found = load(self.path)
+        except ValueError as damage:
+            try:
+                found = load(previous(self.path))
+            except (FileNotFoundError, ValueError):
+                raise damage from None
+            message = f"{damage}. Training goes on from the one before, {previous(self.path)}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        else:
+            self._is_intact = True
+        return found
+
     def save(self) -> None:
         if self.writes:
             fingerprint = self._fingerprint | self.run.past(self.run.steps_done)
+            if self._is_intact and self.path.exists():
+                _keep(self.path)
             save(self.path, self.run.state(), {"run": json.dumps(fingerprint)})
-        self.good_step = self.run.steps_done
+        self.good_step, self._is_intact, self._written = self.run.steps_done, True, time.monotonic()
 
     def __str__(self) -> str:
         return f"{self.path} at step {self.good_step}" if self.good_step else "none was written"

@@ -11,7 +11,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -24,10 +24,18 @@ from torch.optim.adam import adam
 
 from molrg.learning.backpropagation import Backpropagation, applies
 from molrg.learning.checkpoints import RunFile
-from molrg.learning.training import Job, Trained, average_decay, own_randomness, streams
-from molrg.measuring import features
+from molrg.learning.training import (
+    Job,
+    Trained,
+    aim_of,
+    average_decay,
+    of_shape,
+    own_randomness,
+    probe_target,
+    streams,
+)
 from molrg.model.noise import Levels, as_distribution
-from molrg.support.checks import integer
+from molrg.support.checks import nonnegative
 from molrg.support.fingerprints import structure
 
 __all__ = ["Stack", "train"]
@@ -85,31 +93,23 @@ class Stack:
 
         `x` is (N, n), the same for all, or (M, N, n), one part for each; `sigma` is a number, (N,) or (M, N).
         """
-        return self._map(functional_call, x, sigma)
+        like = next(iter(self.parameters.values()))
+        x = x.to(like)
+        level = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+        if self.in_one_call:
+            x = x.expand(len(self), *x.shape[-2:])
+            rows = level.expand(x.shape[:-1]) if level.ndim else level
+            return functional_call(self.template, self.parameters, (x, rows))
+        rows = level if level.ndim else level.expand(x.shape[-2])
 
-    def features(
-        self, x: Tensor, sigma: float | Tensor, layers: Sequence[str] | None = None, batch_size: int = 512
-    ) -> dict[str, Tensor]:
-        """Return the activations of `layers` of all networks from one pass, each (M, N, C).
+        def one(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, sigma: Tensor
+        ) -> Tensor:
+            return functional_call(self.template, (parameters, buffers), (x, sigma))
 
-        As `features.extract` for each network, without gradients; x and sigma as in a call.
-        """
-        one = x[0] if x.ndim == 3 else x
-        chosen = features.check(self.template, one[:1], 1.0, layers, batch_size)
-
-        def watched(template: nn.Module, state: Any, arguments: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-            kept: dict[str, Tensor] = {}
-            with features.watching(chosen, kept.__setitem__):
-                functional_call(template, state, arguments)
-            return kept
-
-        parts = []
-        with torch.no_grad(), features.evaluating(self.template):
-            for start in range(0, x.shape[-2], batch_size):
-                rows = slice(start, start + batch_size)
-                level = sigma[..., rows] if isinstance(sigma, Tensor) and sigma.ndim else sigma
-                parts.append(self._map(watched, x[..., rows, :], level))
-        return {name: torch.cat([part[name] for part in parts], 1) for name in chosen}
+        where = (0, 0, 0 if x.ndim == 3 else None, 0 if rows.ndim == 2 else None)
+        # Dropout, where there is some, is each network's own.
+        return vmap(one, where, randomness="different")(self.parameters, self.buffers, x, rows)
 
     def unstack(self, parameters: dict[str, Tensor] | None = None) -> list[nn.Module]:
         """Return the networks, in evaluation mode; with `parameters`, (M, ...) each, in their place."""
@@ -133,30 +133,13 @@ class Stack:
         self.parameters = {name: value.to(device) for name, value in self.parameters.items()}
         self.buffers = {name: value.to(device) for name, value in self.buffers.items()}
 
-    def _map(self, function: Callable[..., Any], x: Tensor, sigma: float | Tensor) -> Any:
-        like = next(iter(self.parameters.values()))
-        x = x.to(like)
-        level = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
-        if self.in_one_call:
-            x = x.expand(len(self), *x.shape[-2:])
-            rows = level.expand(x.shape[:-1]) if level.ndim else level
-            return function(self.template, self.parameters, (x, rows))
-        rows = level if level.ndim else level.expand(x.shape[-2])
-
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, sigma: Tensor) -> Any:
-            return function(self.template, (parameters, buffers), (x, sigma))
-
-        where = (0, 0, 0 if x.ndim == 3 else None, 0 if rows.ndim == 2 else None)
-        # Dropout, where there is some, is each network's own.
-        return vmap(one, where, randomness="different")(self.parameters, self.buffers, x, rows)
-
 
 def train(
     jobs: Iterable[Job],
     *,
     device: torch.device | str | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1000,
+    checkpoint_every: float = 300.0,
     progress: bool = True,
 ) -> list[Trained]:
     """Train the network of every job; the result is that of `training.train` for each alone.
@@ -178,7 +161,7 @@ def train(
         A folder. A run that was stopped, called again with the same jobs, takes up finished batches of
         networks and goes on from the last checkpoint of the others. None: no checkpoints.
     checkpoint_every
-        In steps; also written at the end of each batch of networks.
+        In seconds; also written at the end of each batch of networks.
     progress
         Whether to show one bar over the steps of all networks on stderr, with the mean loss.
 
@@ -199,7 +182,7 @@ def train(
         raise ValueError("jobs must hold at least one training.Job")
     if any(job.augment is not None for job in jobs):
         raise ValueError("networks that are trained together take no augment; train them one by one")
-    integer("checkpoint_every", checkpoint_every, 1)
+    nonnegative("checkpoint_every", checkpoint_every)
     from tqdm import tqdm
 
     results: dict[int, Trained] = {}
@@ -316,7 +299,8 @@ class _Run:
         if self._by_hand is not None:
             loss = self._by_hand(x, aim)
         else:
-            loss = (self._weights * (self.stack(x, sigma) - aim).square().mean(-1)).mean(-1)
+            denoised = of_shape("denoiser", self.stack(x, sigma), x.shape)
+            loss = (self._weights * (denoised - aim).square().mean(-1)).mean(-1)
             torch._foreach_copy_(self._gradients, torch.autograd.grad(loss.sum(), self.learned))
         with torch.no_grad():
             for (lr, schedule), tensors in self._updates:
@@ -377,10 +361,10 @@ class _Run:
 
     def _weigh(self, sigma: Tensor) -> Tensor:
         if len(self._weightings) == 1:
-            return self._weightings[0][0](sigma)
+            return of_shape("weighting", self._weightings[0][0](sigma), sigma.shape)
         weights = torch.empty_like(sigma)
         for weighting, members in self._weightings:
-            weights[members] = weighting(sigma[members])
+            weights[members] = of_shape("weighting", weighting(sigma[members]), sigma[members].shape)
         return weights
 
 
@@ -427,6 +411,8 @@ class _Batches:
             for members in _equal([job.target for job in jobs])
             if (target := jobs[members[0]].target) is not None
         ]
+        for target, _ in self._targets:
+            probe_target(target, self.data)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy samples (M, B, n), their levels (M, B) and what the networks are to return (M, B, n)."""
@@ -445,8 +431,7 @@ class _Batches:
         aim = self.data.index_select(0, places.flatten()).unflatten(0, places.shape)
         x = torch.addcmul(aim, sigma[..., None], self._each(noise))
         for target, members in self._targets:
-            with torch.no_grad():
-                part = target(x[members].flatten(0, 1), sigma[members].flatten())
+            part = aim_of(target, x[members].flatten(0, 1), sigma[members].flatten())
             aim[members] = part.unflatten(0, (len(members), size))
         return x, sigma, aim
 
@@ -463,7 +448,7 @@ def _loop(run: _Run, file: RunFile | None, bar: Any) -> None:
     while run.steps_done < run.steps:
         loss = run.step()
         done = run.steps_done
-        if file is not None and (done == run.steps or done % file.every == 0):
+        if file is not None and (done == run.steps or file.is_due()):
             file.save()
         if done == run.steps or time.monotonic() - looked > _LOOK_EVERY_SECONDS:
             bar.set_postfix(loss=f"{loss.nanmean().item():.4g}", refresh=False)

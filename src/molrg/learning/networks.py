@@ -7,7 +7,7 @@ ones, (M, ...) each, and x is (M, N, n).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from molrg.support.checks import choice, fraction, integer
+from molrg.learning.predictions import skip_and_out
+from molrg.model.coefficients import coefficients
+from molrg.support.checks import choice, fraction, integer, is_boolean, positive, within
 
 __all__ = [
     "MLP",
@@ -96,12 +98,11 @@ def subspace_scale(
     classes: with log pi_l - d_l/2 log((1 + sigma^2)/(delta^2 + sigma^2)) the weights are those of
     Proposition 1 for any priors and ranks, without them those of equal ones.
     """
-    s2, d2 = sigma**2, delta**2
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
+    kappa, xi, gain = coefficients(sigma, delta)
     blocks = z.split(list(ranks), -1)
     logits = kappa[..., 0] * torch.stack([block.square().sum(-1) for block in blocks])
     w = torch.softmax(logits if offsets is None else logits + offsets, 0)  # fast where K is small
-    beta = d2 / (d2 + s2) + 2 * s2 * kappa * w[..., None]
+    beta = xi + gain * w[..., None]
     return torch.cat([scale * block for scale, block in zip(beta, blocks, strict=True)], -1)
 
 
@@ -120,7 +121,7 @@ class FeedForward(nn.Module):
     width, depth
         Width and number of the hidden layers, `hidden.0` to `hidden.<depth - 1>`.
     frequencies
-        How many f; 0 leaves the noise level out, for a network that is not told it.
+        How many f; 0 leaves the noise level out, for a network without conditioning.
     dropout
         Probability with which hidden units are dropped in training.
     generator
@@ -140,6 +141,7 @@ class FeedForward(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        within("dropout", dropout, 0, 1)
         count = integer("frequencies", frequencies, 0)
         sizes = [integer("dim", dim, 1) + 2 * count] + [integer("width", width, 1)] * integer(
             "depth", depth, 1
@@ -156,8 +158,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, noise: float | Tensor) -> Tensor:
         """Return the network's output, (N, n)."""
-        told = waves(column(noise, x), self.frequencies)
-        h = torch.cat([x, told.expand(*x.shape[:-1], -1)], -1)
+        embedded = waves(column(noise, x), self.frequencies)
+        h = torch.cat([x, embedded.expand(*x.shape[:-1], -1)], -1)
         for layer in self.hidden:
             h = layer(h)
         return self.last(h)
@@ -204,6 +206,7 @@ class MLP(nn.Module):
         integer("dim", dim, 1)
         integer("width", width, 1)
         integer("depth", depth, 1)
+        within("dropout", dropout, 0, 1)
         embedding = 64
         with initialised_by(generator):
             self.embed = _NoiseEmbedding(embedding)
@@ -255,13 +258,8 @@ class _ResidualBlock(nn.Module):
         return h + self.second(self.dropout(functional.silu(inner)))
 
 
-PREDICTIONS: dict[str, Callable[[Tensor, float], tuple[Tensor, Tensor]]] = {
-    "edm": lambda s, s_d: (s_d**2 / (s**2 + s_d**2), s * s_d / (s**2 + s_d**2).sqrt()),
-    "x0": lambda s, s_d: (torch.zeros_like(s), torch.full_like(s, s_d)),
-    "eps": lambda s, _: (torch.ones_like(s), -s),
-    "v": lambda s, _: (1 / (1 + s**2), -s / (1 + s**2).sqrt()),
-}
-"""c_skip and c_out of `Preconditioned` by what the network predicts, functions of sigma and `sigma_data`."""
+PREDICTIONS = ("edm", "x0", "eps", "v")
+"""What the network of `Preconditioned` may predict."""
 
 
 class Preconditioned(nn.Module):
@@ -269,7 +267,7 @@ class Preconditioned(nn.Module):
 
         D(x, sigma) = c_skip x + c_out F(c_in x, log(sigma)/4),    c_in = 1/sqrt(sigma^2 + s_d^2),
 
-    where s_d = `sigma_data` is the standard deviation of the data's entries. What F predicts is told by
+    where s_d = `sigma_data` is the standard deviation of the data's entries. What F predicts decides
     c_skip and c_out:
 
         edm   s_d^2 c_in^2        sigma s_d c_in              a target of variance 1 at every sigma
@@ -287,11 +285,9 @@ class Preconditioned(nn.Module):
 
     def __init__(self, network: nn.Module, sigma_data: float, prediction: str = "edm") -> None:
         super().__init__()
-        if not 0 < sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}; pass the data's std()")
         self.network = network
-        self.sigma_data = float(sigma_data)
-        self.prediction = choice("prediction", prediction, tuple(PREDICTIONS))
+        self.sigma_data = positive("sigma_data", sigma_data, "pass the data's std()")
+        self.prediction = choice("prediction", prediction, PREDICTIONS)
         self.takes_stacked_weights = bool(getattr(network, "takes_stacked_weights", False))
         inner = getattr(network, "feature_layers", ())
         self.feature_layers = tuple(f"network.{name}" for name in inner)
@@ -303,8 +299,14 @@ class Preconditioned(nn.Module):
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return c_skip, c_out, 1/c_in and log(sigma)/4, each in the shape of sigma."""
-        skip, out = PREDICTIONS[self.prediction](sigma, self.sigma_data)
-        return skip, out, (sigma**2 + self.sigma_data**2).sqrt(), sigma.log() / 4
+        s_d = self.sigma_data
+        root = (sigma**2 + s_d**2).sqrt()
+        if self.prediction == "edm":
+            skip, out = s_d**2 / (sigma**2 + s_d**2), sigma * s_d / root
+        else:
+            skip, out = skip_and_out(sigma, self.prediction)
+            out = out * s_d if self.prediction == "x0" else out
+        return skip, out, root, sigma.log() / 4
 
 
 def waves(noise: Tensor, frequencies: Tensor) -> Tensor:
@@ -320,6 +322,8 @@ def _frequencies(count: int) -> Tensor:
 
 def column(level: float | Tensor, x: Tensor) -> Tensor:
     """A noise level, a number or (..., N), as a column (1, 1) or (..., N, 1) of the dtype and device of x."""
+    if is_boolean(level):
+        raise ValueError(f"sigma must be a number or a tensor of them, got the boolean {level!r}")
     if not isinstance(level, Tensor):
         return torch.full((1, 1), level, dtype=x.dtype, device=x.device)
     rows = x.shape[:-1]

@@ -8,15 +8,15 @@ For x = x_0 + sigma eps the same knowledge can be written as
     flow   E[eps - x_0 | x], the velocity of flow matching
     score  grad log p_sigma(x)
 
-Each is affine in the denoiser: value = scale (x_0 - skip x), with the scales and skips below.
+Each is affine in the denoiser: value = scale (x_0 - skip x), or x_0 = skip x + out value.
 """
 
 import torch
 from torch import Tensor
 
-from molrg.support.checks import choice
+from molrg.support.checks import choice, is_boolean
 
-__all__ = ["PARAMETRISATIONS", "convert", "scale"]
+__all__ = ["PARAMETRISATIONS", "convert", "scale", "skip_and_out"]
 
 PARAMETRISATIONS = ("x0", "eps", "v", "flow", "score")
 
@@ -32,7 +32,27 @@ def scale(sigma: float | Tensor, name: str) -> Tensor:
     Statement: `prop-parametrisations`.
     """
     choice("name", name, PARAMETRISATIONS)
-    return _scale(_levels(sigma), name)
+    return 1 / skip_and_out(_levels(sigma), name)[1]
+
+
+def skip_and_out(sigma: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return the factors of x and of the prediction in x_0 = skip x + out value, in the shape of sigma.
+
+    (0, 1), (1, -sigma), (1/(1 + sigma^2), -sigma/sqrt(1 + sigma^2)), (1/(1 + sigma), -sigma/(1 + sigma)) and
+    (1, sigma^2) for x0, eps, v, flow and score.
+    """
+    one = torch.ones_like(sigma)
+    match name:
+        case "x0":
+            return torch.zeros_like(sigma), one
+        case "eps":
+            return one, -sigma
+        case "v":
+            return 1 / (1 + sigma**2), -sigma / (1 + sigma**2).sqrt()
+        case "flow":
+            return 1 / (1 + sigma), -sigma / (1 + sigma)
+        case _:
+            return one, sigma**2
 
 
 def convert(value: Tensor, x: Tensor, sigma: float | Tensor, source: str, target: str) -> Tensor:
@@ -77,30 +97,16 @@ def convert(value: Tensor, x: Tensor, sigma: float | Tensor, source: str, target
             f"sigma of shape {tuple(level.shape)} does not broadcast against x of shape {tuple(x.shape)}; "
             "one level a row has shape (N, 1)"
         )
-    gain = _scale(level, target) / _scale(level, source)
-    shift = _scale(level, target) * _skip_difference(level, source, target)
+    (_, out_s), (_, out_t) = (skip_and_out(level, name) for name in (source, target))
+    gain, shift = out_s / out_t, _skip_difference(level, source, target) / out_t
     return gain.to(x) * value + shift.to(x) * x
 
 
 def _levels(sigma: float | Tensor) -> Tensor:
     level = torch.as_tensor(sigma, dtype=torch.float64)
-    if not (torch.isfinite(level) & (level > 0)).all():
+    if is_boolean(sigma) or not (torch.isfinite(level) & (level > 0)).all():
         raise ValueError(f"sigma must be positive and finite, got {sigma}")
     return level
-
-
-def _scale(level: Tensor, name: str) -> Tensor:
-    match name:
-        case "x0":
-            return torch.ones_like(level)
-        case "eps":
-            return -1 / level
-        case "v":
-            return -((1 + level**2).sqrt()) / level
-        case "flow":
-            return -(1 + level) / level
-        case _:
-            return 1 / level**2
 
 
 def _skip_difference(level: Tensor, source: str, target: str) -> Tensor:

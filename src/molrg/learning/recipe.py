@@ -61,7 +61,6 @@ def train(
     known_as: str | None = None,
     device: torch.device | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1000,
     progress: bool = True,
 ) -> training.Trained:
     """Train `denoiser` on `images` (N, n) for `steps` batches of BATCH_SIZE by the recipe.
@@ -90,6 +89,5 @@ def train(
         generator=torch.Generator().manual_seed(seed),
         device=place,
         checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
         progress=progress,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from molrg.learning.checkpoints import RunFile, optimizer_state, restore_optimizer
 from molrg.model.noise import Distribution, as_distribution
-from molrg.support.checks import choice, integer
+from molrg.support.checks import choice, integer, positive, within
 from molrg.support.distributed import processes
 from molrg.support.fingerprints import digest, structure
 
@@ -29,11 +29,14 @@ __all__ = [
     "Target",
     "Trained",
     "Weighting",
+    "aim_of",
     "average_decay",
     "constant",
     "cosine",
     "edm_weighting",
+    "of_shape",
     "own_randomness",
+    "probe_target",
     "streams",
     "train",
     "uniform_weighting",
@@ -69,6 +72,7 @@ def edm_weighting(sigma_data: float) -> Weighting:
     With EDM's preconditioning, every level then has a loss near 1 at the start.
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), Table 1.
     """
+    positive("sigma_data", sigma_data)
     return lambda sigma: (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
@@ -95,6 +99,10 @@ class Plateau:
 
     warm: int = 200
     fall: float = 0.1
+
+    def __post_init__(self) -> None:
+        integer("warm", self.warm, 1)
+        within("fall", self.fall, 0, 1)
 
     def __call__(self, step: int, steps: int) -> float:
         end = (steps - step) / (self.fall * steps) if self.fall else 1.0
@@ -132,8 +140,8 @@ class Job:
         `edm_weighting(...)`, `uniform_weighting` or any function of sigma. None: EDM's, with the denoiser's
         `sigma_data`, or if it has none, with the root mean square of the data.
     target
-        What takes the place of x_0 in the loss, a function of x_sigma and sigma: with the posterior mean this
-        is distillation. None: x_0.
+        What takes the place of x_0 in the loss, a function of x_sigma (N, n) and sigma (N,) that returns
+        (N, n): with a mixture's `denoise` this is distillation. None: x_0.
     seed
         Of batches, levels and noise (and, through a seed drawn from it, of dropout).
     augment
@@ -173,10 +181,8 @@ class Job:
             )
         if not self.data.isfinite().all():
             raise ValueError("data must be finite, got NaN or infinite entries")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        positive("lr", self.lr)
+        within("ema", self.ema, 0, 1)
         integer("steps", self.steps, 1)
         integer("batch_size", self.batch_size, 1)
         integer("seed", self.seed, 0)
@@ -241,7 +247,7 @@ def train(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    checkpoint_every: int = 1000,
+    checkpoint_every: float = 300.0,
     progress: bool = True,
 ) -> Trained:
     r"""Train `denoiser` to predict x_0 from x_sigma = x_0 + sigma eps.
@@ -275,7 +281,8 @@ def train(
     device
         Where to train; None: where the denoiser is. Of several processes, each has its own instead.
     checkpoint
-        Path of the checkpoint, written every `checkpoint_every` steps and at the end; None: none.
+        Path of the checkpoint, written every `checkpoint_every` seconds and at the end; None: none. The one
+        before is kept beside it, and taken up, with a warning, where the newest is damaged.
     progress
         Whether to show a bar with loss, samples a second, time left and device on stderr.
 
@@ -305,8 +312,7 @@ def train(
         together.agree(run.fingerprint())
     file = None
     if checkpoint is not None:
-        every = integer("checkpoint_every", checkpoint_every, 1)
-        file = RunFile(Path(checkpoint), run, every, writes=together.is_main)
+        file = RunFile(Path(checkpoint), run, checkpoint_every, writes=together.is_main)
     denoiser.train()
     with own_randomness(run.device):
         run.seed_dropout()
@@ -318,6 +324,28 @@ def train(
     run.network.zero_grad(set_to_none=True)
     losses = torch.tensor(run.losses[:steps], dtype=torch.float64)
     return Trained(run.averaged_denoiser(), losses, run.seconds)
+
+
+def of_shape(name: str, value: Tensor, shape: torch.Size, help: str = "") -> Tensor:
+    """Return `value`, which a function of the caller returned; raises ValueError unless it has `shape`.
+
+    Other shapes may broadcast, and then something else is trained.
+    """
+    if value.shape != shape:
+        raise ValueError(f"{name} must return shape {tuple(shape)}, got {tuple(value.shape)}{help}")
+    return value
+
+
+def aim_of(target: Target, x: Tensor, sigma: Tensor) -> Tensor:
+    """Return target(x, sigma), (N, n); raises ValueError for another shape."""
+    help = "; of a mixture pass `denoise`, since `posterior_mean` takes (S,) for S levels of all points"
+    with torch.no_grad():
+        return of_shape("target", target(x, sigma), x.shape, help)
+
+
+def probe_target(target: Target, data: Tensor) -> None:
+    """Raise ValueError unless `target` returns (3, n) for 3 points, before any work."""
+    aim_of(target, data[:1].expand(3, -1).contiguous(), data.new_ones(3))
 
 
 def average_decay(ema: float, step: int) -> float:
@@ -359,6 +387,8 @@ class _Run:
             parameter for parameter in self.network.parameters() if parameter.requires_grad
         ]
         self.data = job.data.detach().to(self.device, self.parameters[0].dtype)
+        if job.target is not None:
+            probe_target(job.target, self.data)
         # On the processor draws are the same whatever the device.
         self.generator = torch.Generator().manual_seed(job.seed) if generator is None else generator
         # One kernel for all parameters where there is one.
@@ -387,18 +417,17 @@ class _Run:
         level = sigma[own]
         aim = self.data.index_select(0, rows[own].to(self.device))
         if self.job.augment is not None:
-            aim = self.job.augment(aim, self.generator)
+            aim = of_shape("augment", self.job.augment(aim, self.generator), aim.shape)
         x = torch.addcmul(aim, level[:, None], noise[own].to(self.device))
         if self.job.target is not None:
-            with torch.no_grad():
-                aim = self.job.target(x, level)
+            aim = aim_of(self.job.target, x, level)
         if self.processes.count > 1:  # each its own masks, which a run that goes on draws again
             for stream in streams(self.device):
                 stream.manual_seed(self.dropout_seed + number * self.processes.count + self.processes.index)
         with self._precisely():
-            denoised = self.forward(x, level)
+            denoised = of_shape("denoiser", self.forward(x, level), x.shape)
         error = (denoised - aim).square().mean(1)
-        loss = (self.weighting(level) * error).mean()
+        loss = (of_shape("weighting", self.weighting(level), level.shape) * error).mean()
         if self.processes.count > 1:
             loss = loss * (len(x) / size)
         self.optimizer.zero_grad(set_to_none=True)
@@ -486,7 +515,7 @@ def _loop(run: _Run, steps: int, file: RunFile | None, progress: bool) -> None:
         while done < steps:
             pending.append(run.step(done))
             done += 1
-            due = done == steps or (file is not None and done % file.every == 0)
+            due = done == steps or (file is not None and file.is_due())
             late = time.monotonic() - looked > _LOOK_EVERY_SECONDS
             if not (due or late or len(pending) >= _LOOK_EVERY_STEPS):
                 continue

@@ -31,13 +31,14 @@ class Frame:
     `blocks` is U = [U_1 ... U_K], (n, K r), each basis filled up with zero columns to the largest rank r.
     `basis` is B, (n, m): orthonormal columns whose span holds x_0 - mu_k; None if that is all of R^n.
     `mixing` is R = B^T U, (m, K r); None if B = U, that is, if the classes are orthogonal.
-    `means` is None if all class means are zero.
+    `fills` tells whether the span is all of R^n. `means` is None if all class means are zero.
     """
 
     blocks: Tensor
     basis: Tensor | None
     mixing: Tensor | None
     num_classes: int
+    fills: bool
     means: Means | None = None
 
     @property
@@ -68,11 +69,14 @@ class Frame:
         return z.unflatten(-1, (self.num_classes, -1))
 
     def outside(self, x: Tensor, s: Tensor) -> Tensor | None:
-        """What x - c has outside the span; subtracted as vectors, since norms would cancel."""
-        if self.basis is None:
+        """What x - c has outside the span; subtracted as vectors, since norms would cancel.
+
+        None where the span is all of R^n: what subtraction leaves there is rounding.
+        """
+        if self.basis is None or self.fills:
             return None
-        rest = x - s @ self.basis.T
-        return rest if self.means is None else rest - self.means.centre
+        beyond = x - s @ self.basis.T
+        return beyond if self.means is None else beyond - self.means.centre
 
     def combine(self, s: Tensor, z: Tensor, weights: Tensor, keep: float) -> Tensor:
         """Coordinates of keep * x_S + sum_l U_l (weights_l * z_l), (N, m); weights (N, K, 1) or (N, K, r).

@@ -175,7 +175,8 @@ class EmpiricalDenoiser:
             ratios = run.sums.div_(total)
             ratios[..., : self.dim] += self._mean.to(x.dtype).to(x.device)
             log_prob = self._log_prob(x[rows], levels, run)[..., None]
-            entropy = (total.log() - run.products[..., None] / total).clamp_(min=0)
+            # Never negative: the largest weight is 1, so that total >= 1, and all logarithms are <= 0.
+            entropy = total.log() - run.products[..., None] / total
             return torch.cat([ratios, log_prob, entropy, 1 / total], -1)
 
         size = max(CHUNK // ROWS, len(levels) * sum(widths))

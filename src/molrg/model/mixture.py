@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrg.model.coefficients import coefficients
 from molrg.model.frame import Frame, Means
 from molrg.model.rows import by_rows, per_level, row_chunks
-from molrg.support.checks import Levels, choice, fraction, integer, noise_levels, nonnegative
+from molrg.support.checks import Levels, choice, fraction, integer, is_boolean, noise_levels, nonnegative
+from molrg.support.devices import widest
 
 __all__ = [
     "BACKGROUNDS",
@@ -75,9 +77,9 @@ class LowRankMixture:
     of rows, and differentiable in x; means make the two products wider by K. A sweep over sigma shares what
     does not depend on it. Source: Proposition 1 of the paper, with priors, ranks, angles, variances, means.
 
-    In float32 the logits of classes with means carry the rounding of ||mu_k||^2/(delta^2 + sigma^2), or of
-    ||mu_k||^2/sigma^2 for means outside a span. Where these are large the weights are 0 and 1 all the same,
-    and the posterior mean keeps its precision; for `log_prob` use float64 there.
+    `log_prob` and `score` are computed in float64 where the device has it. In float32 the logits of classes
+    with means carry the rounding of ||mu_k||^2/(delta^2 + sigma^2), or of ||mu_k||^2/sigma^2 for means
+    outside a span. Where these are large the weights are 0 and 1 all the same.
     """
 
     def __init__(
@@ -198,7 +200,8 @@ class LowRankMixture:
         delta^2 + sigma^2 (m - d_k times) and sigma^2 (n - m), with m = `support_dim`.
         """
         levels, scalar = self._check(x, sigma)
-        frame = self.frame(x.dtype, x.device)
+        wide = widest(x.device)
+        frame = self.frame(wide, x.device)
         common = -0.5 * (
             self.dim * math.log(2 * math.pi)
             + self.support_dim * torch.log(self.delta**2 + levels**2)
@@ -206,14 +209,15 @@ class LowRankMixture:
         )
 
         def log_density(rows: slice) -> Tensor:
-            s, products = frame.read(x[rows])
+            points = x[rows].to(wide)
+            s, products = frame.read(points)
             logits = self._logits(frame, s, products, frame.project(s), levels)
             inside = per_level(-0.5 / (self.delta**2 + levels**2), s) * s.square().sum(-1)
             value = torch.logsumexp(logits, -1) + per_level(common, s) + inside
-            outside = frame.outside(x[rows], s)
-            if outside is None:
-                return value
-            return value - per_level(0.5 / levels**2, s) * outside.square().sum(-1)
+            outside = frame.outside(points, s)
+            if outside is not None:
+                value = value - per_level(0.5 / levels**2, s) * outside.square().sum(-1)
+            return value.to(x.dtype)
 
         return by_rows(x, log_density, len(levels) * self.dim, dim=1, squeeze=scalar)
 
@@ -265,16 +269,64 @@ class LowRankMixture:
         r"""Return grad log p_sigma(x) = (E[x_0 | x] - x) / sigma^2: (N, n) or (S, N, n).
 
         Computed by its own coefficients, for zero means -x_S/(delta^2 + sigma^2) + 2 U (kappa w * U^T x)
-        - (x - x_S)/sigma^2 with x_S = P_S x, which does not cancel at low noise. Source: Tweedie's formula
-        with Proposition 1.
+        - (x - x_S)/sigma^2 with x_S = P_S x, which does not cancel at low noise; in float64 where the device
+        has it. Source: Tweedie's formula with Proposition 1.
 
         Statement: `thm-tweedie`.
         """
         levels, scalar = self._check(x, sigma)
         inside, outside = 1 / (self.delta**2 + levels**2), 1 / levels**2
         gain, zero = 2 * self._kappa(levels), torch.zeros_like(levels)
-        value = self._apply(x, levels, -inside, gain, -outside, inside, outside, zero)
-        return value.squeeze(0) if scalar else value
+        wide = widest(x.device)
+
+        def at(rows: slice) -> Tensor:
+            value = self._apply(x[rows].to(wide), levels, -inside, gain, -outside, inside, outside, zero)
+            return value.to(x.dtype)
+
+        return by_rows(x, at, len(levels) * self.dim, dim=1, squeeze=scalar)
+
+    def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        r"""Return the posterior mean (N, n) with one noise level for each of the N points.
+
+        What a network is to learn where it is trained with this as its target: `sigma` is a number or (N,),
+        as networks take it, while `posterior_mean` evaluates every point at each of S levels.
+        """
+        levels, _ = self._check(x, sigma)
+        if len(levels) == 1:
+            return self.posterior_mean(x, levels.item())
+        if len(levels) != len(x):
+            raise ValueError(
+                f"sigma must be a number or one level for each of the {len(x)} points, got {len(levels)}; "
+                "for all points at each of S levels call posterior_mean"
+            )
+        frame, d2 = self.frame(x.dtype, x.device), self.delta**2
+        means = frame.means
+
+        def cast(values: Tensor) -> Tensor:
+            return values.to(x.dtype).to(x.device)
+
+        def at(rows: slice) -> Tensor:
+            s, products = frame.read(x[rows])
+            z = frame.project(s)
+            level = levels[rows, None]
+            kappa, noise = cast(self._kappa(levels[rows])), cast(level**2)
+            inside, beyond = cast(1 / (d2 + level**2)), cast(1 / level**2)
+            if means is not None:
+                z = z - means.blocks
+            logits = (kappa * z.square()).sum(-1) + cast(self._offsets(levels[rows]))
+            if means is not None:
+                logits += inside * (s @ means.inside.T - 0.5 * means.inside.square().sum(1))
+                if products is not None and means.outside is not None:
+                    logits += beyond * (products - 0.5 * means.outside.square().sum(1))
+            w = class_weights(logits)
+            shifts = (2 * noise[..., None] * kappa * w[..., None] * z).flatten(-2)
+            s = d2 * inside * s + (shifts if frame.back is None else shifts @ frame.back.T)
+            if means is None:
+                return frame.lift(s).unsqueeze(0)
+            value = frame.lift(s + noise * inside * (w @ means.inside)) + means.centre
+            return (value if means.outside is None else value + w @ means.outside).unsqueeze(0)
+
+        return by_rows(x, at, max(self.dim, frame.blocks.shape[1]), dim=1, squeeze=True)
 
     # --- how it does it -----------------------------------------------------------------------------
 
@@ -295,7 +347,7 @@ class LowRankMixture:
                     m.to(dtype).to(device) for m in (given.centre, given.inside, given.blocks)
                 )
                 means = Means(centre, inside, own, cast(given.outside), cast(given.reading))
-            self._frames[key] = Frame(blocks, basis, cast(exact.mixing), self.num_classes, means)
+            self._frames[key] = Frame(blocks, basis, cast(exact.mixing), self.num_classes, exact.fills, means)
         return self._frames[key]
 
     def _build_frame(self) -> Frame:
@@ -310,12 +362,13 @@ class LowRankMixture:
         u, values, _ = torch.linalg.svd(stacked, full_matrices=False)
         u = _fixed_basis(u[:, values > max(stacked.shape) * rounding * values[0]])
         self._support_dim = u.shape[1]
+        fills = self.support_dim == self.dim
         if self._is_orthogonal and self.background == "span":
-            frame = Frame(filled, filled, None, self.num_classes)
-        elif self.support_dim == self.dim:
-            frame = Frame(filled, None, None, self.num_classes)
+            frame = Frame(filled, filled, None, self.num_classes, fills)
+        elif fills:
+            frame = Frame(filled, None, None, self.num_classes, fills)
         else:
-            frame = Frame(filled, u, u.T @ filled, self.num_classes)
+            frame = Frame(filled, u, u.T @ filled, self.num_classes, fills)
         return replace(frame, means=self._about_centre(frame)) if bool(self.means.any()) else frame
 
     def _about_centre(self, frame: Frame) -> Means:
@@ -345,8 +398,13 @@ class LowRankMixture:
 
     def _kappa(self, levels: Tensor) -> Tensor:
         """(1/(delta^2 + sigma^2) - 1/(v_ki + sigma^2))/2, (S, K, 1) or (S, K, r), without cancellation."""
-        noise, d2 = levels[:, None, None] ** 2, self.delta**2
-        return 0.5 * (self._spread - d2) / ((self._spread + noise) * (d2 + noise))
+        return coefficients(levels[:, None, None], self.delta, self._spread).kappa
+
+    def _offsets(self, levels: Tensor) -> Tensor:
+        """log pi_l - 1/2 sum_i log((v_li + sigma^2)/(delta^2 + sigma^2)), (S, K)."""
+        noise = levels[:, None, None] ** 2
+        ratio = torch.log(self._directions + noise) - torch.log(self.delta**2 + noise)
+        return torch.log(self.priors) - 0.5 * ratio.sum(-1)
 
     def class_logits(self, energy: Tensor, levels: Tensor) -> Tensor:
         """Return log pi_l + log N(x; 0, Sigma_l + sigma^2 I) up to what the classes share: (S, N, K).
@@ -354,9 +412,8 @@ class LowRankMixture:
         `energy` holds ||U_l^T x||^2, (N, K) or (S, N, K), if each class has one variance, else the squares of
         the entries of U_l^T x, (N, K, r); `levels` is (S,).
         """
-        kappa, noise = self._kappa(levels).to(energy.dtype).to(energy.device), levels[:, None, None] ** 2
-        ratio = torch.log(self._directions + noise) - torch.log(self.delta**2 + noise)
-        offset = per_level(torch.log(self.priors) - 0.5 * ratio.sum(-1), energy)
+        kappa = self._kappa(levels).to(energy.dtype).to(energy.device)
+        offset = per_level(self._offsets(levels), energy)
         if self._spread.shape[1] == 1:
             return kappa.mT * energy + offset
         return torch.einsum("nkr,skr->snk", energy, kappa) + offset
@@ -482,8 +539,8 @@ class MoLRG(LowRankMixture):
 
     def coefficients(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Return xi = delta^2/(delta^2 + sigma^2) and zeta - xi (without cancellation) for levels (S,)."""
-        noise = levels**2
-        return self.delta**2 / (self.delta**2 + noise), 2 * noise * self._kappa(levels)[:, 0, 0]
+        _, xi, gain = coefficients(levels, self.delta)
+        return xi, gain
 
 
 def gaussian(shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -552,17 +609,15 @@ def class_priors(priors: Sequence[float] | np.ndarray | Tensor | None, num_class
     """Return the priors as a float64 tensor (K,) with sum 1; raises ValueError unless they are that."""
     if priors is None:
         return torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+    allowed = f"priors must be {num_classes} positive numbers with sum 1"
     try:
         pi = torch.as_tensor(priors, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"priors must be {num_classes} positive numbers with sum 1, got {priors!r}"
-        ) from None
+        raise ValueError(f"{allowed}, got {priors!r}") from None
+    if is_boolean(priors):
+        raise ValueError(f"{allowed}, got {priors!r}")
     if pi.shape != (num_classes,) or not (pi > 0).all() or not abs(pi.sum().item() - 1) <= 1e-6:
-        raise ValueError(
-            f"priors must be {num_classes} positive numbers with sum 1, got {pi.tolist()}; "
-            "divide them by their sum"
-        )
+        raise ValueError(f"{allowed}, got {pi.tolist()}; divide them by their sum")
     return pi / pi.sum()
 
 
@@ -577,6 +632,8 @@ def _variances(given: Sequence[Any] | np.ndarray | Tensor | None, ranks: Sequenc
         raise ValueError(f"{allowed}, got {given!r}") from None
     if len(parts) != len(ranks):
         raise ValueError(f"{allowed}, got {len(parts)} entries")
+    if any(map(is_boolean, given)):
+        raise ValueError(f"{allowed}, got the booleans {given!r}")
     for k, (v, d) in enumerate(zip(parts, ranks, strict=True)):
         if v.shape not in ((), (d,)):
             raise ValueError(f"{allowed}: variances[{k}] has shape {tuple(v.shape)}, d_{k} is {d}")
@@ -595,6 +652,8 @@ def _means(given: Sequence[Any] | np.ndarray | Tensor | None, num_classes: int, 
         means = torch.as_tensor(parts, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{allowed}, got {given!r}") from None
+    if is_boolean(parts) or any(map(is_boolean, given)):
+        raise ValueError(f"{allowed}, got booleans")
     if means.shape != (num_classes, dim):
         raise ValueError(f"{allowed}, got shape {tuple(means.shape)}")
     if not torch.isfinite(means).all():

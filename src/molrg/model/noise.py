@@ -38,51 +38,50 @@ def ddpm_levels(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) 
     With beta_t from `beta_min` to `beta_max` in equal steps and abar_t = prod_{s <= t} (1 - beta_s), the
     model's x_t = sqrt(abar_t) (x_0 + sigma_t eps) has sigma_t = sqrt((1 - abar_t) / abar_t).
 
-    Returns:
+    Returns
+    -------
+    Tensor
         (num_steps,) float64, increasing; entry t belongs to the timestep t = 0, ..., num_steps - 1.
 
-    Raises:
-        ValueError: `num_steps` < 1, or not 0 < beta_min <= beta_max < 1.
+    Raises
+    ------
+    ValueError
+        Unless num_steps >= 1 and 0 < beta_min <= beta_max < 1.
 
     Source: Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models (2020).
     """
     num_steps = checks.integer("num_steps", num_steps, 1)
-    if not 0 < beta_min <= beta_max < 1:
-        raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: 0 < beta_min <= beta_max < 1 is needed.")
+    if not checks.fraction("beta_min", beta_min) <= checks.fraction("beta_max", beta_max):
+        raise ValueError(f"beta_min must not be above beta_max, got {beta_min} and {beta_max}")
     betas = torch.linspace(beta_min, beta_max, num_steps, dtype=torch.float64)
     inverse_abar = torch.exp(-torch.log1p(-betas).cumsum(0))
     return (inverse_abar - 1).sqrt()
 
 
 def paper_levels() -> Tensor:
-    """The 14 noise levels, 0.035 to 1.992, at which the paper shows its experiments on MoLRG data.
+    """Return the 14 noise levels, 0.035 to 1.992, of the paper's experiments on MoLRG data: (14,) float64.
 
     They are timesteps 5, 10, 20, 40, ..., 180, 240, 260, 280 of a DDPM with 500 steps and a linear schedule.
-
-    Returns:
-        (14,) float64, increasing.
     """
     return ddpm_levels(500)[list(_PAPER_TIMESTEPS)]
 
 
 def edm_levels(n: int, low: float, high: float, rho: float = 7.0) -> Tensor:
-    """`n` levels from `low` to `high`, equally spaced in sigma^(1/rho).
+    """Return `n` levels from `low` to `high`, equally spaced in sigma^(1/rho): (n,) float64, increasing.
 
     rho = 1 spaces them equally; the larger rho, the denser the low end (rho -> inf: equal ratios).
 
-    Returns:
-        (n,) float64, increasing; the first is `low`, the last `high`.
-
-    Raises:
-        ValueError: `n` < 2, not 0 < low < high < inf, or rho <= 0.
+    Raises
+    ------
+    ValueError
+        Unless n >= 2, 0 < low < high < inf and rho > 0.
 
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), eq. (5),
     where the levels are listed from `high` to `low`.
     """
     n = checks.integer("n", n, 2)
     _check_range(low, high)
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho={rho}: a positive number is needed.")
+    checks.positive("rho", rho)
     levels = torch.linspace(low ** (1 / rho), high ** (1 / rho), n, dtype=torch.float64) ** rho
     levels[0], levels[-1] = low, high
     return levels
@@ -103,10 +102,10 @@ class Levels:
     sigmas: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.sigmas or not all(0 < sigma < math.inf for sigma in self.sigmas):
-            raise ValueError(
-                f"sigmas={self.sigmas}: at least one level, each positive and finite, is needed."
-            )
+        if not self.sigmas:
+            raise ValueError("sigmas must hold at least one level")
+        for sigma in self.sigmas:
+            checks.positive("each of sigmas", sigma)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         device = generator.device
@@ -140,10 +139,8 @@ class LogNormal:
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
-            raise ValueError(
-                f"mean={self.mean}, std={self.std}: a finite mean and a positive std are needed."
-            )
+        checks.positive("std", self.std)
+        checks.finite("mean", self.mean)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         normal = torch.randn(n, generator=generator, device=generator.device)
@@ -167,6 +164,8 @@ class Halves:
 
 def as_distribution(sigmas: float | Sequence[float] | Tensor | Distribution) -> Distribution:
     """One level, a sequence or 1-D tensor of levels, or a distribution, as a distribution."""
+    if checks.is_boolean(sigmas):
+        raise ValueError(f"sigmas must be numbers, got the boolean {sigmas!r}")
     if isinstance(sigmas, Tensor):
         return Levels(tuple(sigmas.double().reshape(-1).tolist()))
     if isinstance(sigmas, int | float):
@@ -181,5 +180,5 @@ def as_distribution(sigmas: float | Sequence[float] | Tensor | Distribution) -> 
 
 
 def _check_range(low: float, high: float) -> None:
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"low={low}, high={high}: 0 < low < high < inf is needed.")
+    if not checks.positive("low", low) < checks.positive("high", high):
+        raise ValueError(f"low must be below high, got low={low} and high={high}")

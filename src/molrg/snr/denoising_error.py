@@ -6,12 +6,13 @@ For orthogonal, equally likely classes of one rank d and a background inside an 
     known     = d sigma^2/(1 + sigma^2) + (m - d) delta^2 sigma^2/(delta^2 + sigma^2),
     ambiguity = (zeta - xi)^2 sum_l E[w_l (1 - w_l) ||U_l^T x||^2]:
 
-the error of one who is told the class, and the price of not being told.
+the error given the class, and the price of not knowing it.
 """
 
 import torch
 from torch import Tensor
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.snr.quadrature import weight_moments
 from molrg.support.checks import Levels, fraction, integer, noise_levels
 
@@ -19,7 +20,7 @@ __all__ = ["ambiguity", "exact", "known_class", "linear"]
 
 
 def known_class(num_classes: int, rank: int, delta: float, sigma: Levels, support_dim: int) -> Tensor:
-    """Return the error of the optimal denoiser that is told the class, float64, () or (S,).
+    """Return the error of the optimal denoiser given the class, float64, () or (S,).
 
     `support_dim` m is K d for the background `span` and n for `complement`. Raises ValueError as `exact`.
 
@@ -44,12 +45,11 @@ def ambiguity(num_classes: int, rank: int, delta: float, sigma: Levels) -> Tenso
     levels, scalar = noise_levels(sigma)
     values = []
     for level in levels.tolist():
-        s2, d2 = level**2, delta**2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        own, other = 1 + s2, d2 + s2
+        kappa, _, gain = coefficients(level, delta)
+        own, other = block_variances(level, delta)
         one_own, two_own, one_other, two_other = weight_moments(num_classes, rank, kappa * own, kappa * other)
         spread = own * (one_own - two_own) + (num_classes - 1) * other * (one_other - two_other)
-        values.append((2 * s2 * kappa) ** 2 * spread)
+        values.append(gain**2 * spread)
     value = torch.tensor(values, dtype=torch.float64)
     return value[0] if scalar else value
 

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.support.checks import boolean, fraction, integer, noise_levels
 
 __all__ = ["WINDOWS", "snr", "weight_moments"]
@@ -55,16 +56,13 @@ def snr(num_classes: int, rank: int, delta: float, sigma: float, noisy_input: bo
     """
     from flint import arb, ctx
 
-    integer("num_classes", num_classes, 2)
-    integer("rank", rank, 1)
     boolean("noisy_input", noisy_input)
     with ctx.workprec(400):  # the sums magnify what is uncertain in p and q by e^V
-        d2, s2 = arb(fraction("delta", delta)) ** 2, arb(noise_levels(float(sigma))[0].item()) ** 2
-        r = 1 - d2
-        kappa = r / (2 * (1 + s2) * (d2 + s2))
-        own, other = (1 + s2, d2 + s2) if noisy_input else (arb(1), d2)
+        background, level = arb(fraction("delta", delta)), arb(noise_levels(sigma)[0].item())
+        kappa, xi, gain = coefficients(level, background)
+        own, other = block_variances(level, background, noisy_input)
         m1, m2, n1, n2 = weight_moments(num_classes, rank, kappa * own, kappa * other)
-        s = s2 * r / (d2 * (1 + s2))  # (zeta - xi) / xi
+        s = gain / xi
         return (own * (1 + 2 * s * m1 + s**2 * m2)) / (
             (num_classes - 1) * other * (1 + 2 * s * n1 + s**2 * n2)
         )
@@ -79,6 +77,8 @@ def weight_moments(num_classes: int, rank: int, own: Any, other: Any) -> tuple[A
     """
     from flint import arb, ctx
 
+    integer("num_classes", num_classes, 2)
+    integer("rank", rank, 1)
     for window in WINDOWS:
         grid = _grid(window)
         with ctx.workprec(grid.bits):
@@ -95,14 +95,14 @@ def weight_moments(num_classes: int, rank: int, own: Any, other: Any) -> tuple[A
             rest = [value ** (num_classes - 2) for value in phi_other]
             # For m_i the sum without phi, which is 1, is kept apart: what is left has a short tail.
             missing = [1 - a * b for a, b in zip(rest, phi_other, strict=True)]
-            rivals = [a * b for a, b in zip(rest, phi_own, strict=True)]
+            competitors = [a * b for a, b in zip(rest, phi_own, strict=True)]
             theta = [arb(0, error) for error in grid.poisson]
             own_moments = [
                 (1 + error - grid.total(psi, missing) + tail) / (1 + error)
                 for psi, error in zip((one_own, two_own), theta, strict=True)
             ]
             other_moments = [
-                (grid.total(psi, rivals) + tail) / (1 + error)
+                (grid.total(psi, competitors) + tail) / (1 + error)
                 for psi, error in zip((one_other, two_other), theta, strict=True)
             ]
             return own_moments[0], own_moments[1], other_moments[0], other_moments[1]

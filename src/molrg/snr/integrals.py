@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molrg.model.coefficients import block_variances, coefficients
 from molrg.model.mixture import BACKGROUNDS, class_priors
 from molrg.snr.quadrature import outer_rule, transforms, weight_moments
 from molrg.support.checks import (
@@ -74,9 +75,9 @@ def mismatched(
 ) -> Tensor:
     r"""Return the exact SNR of the optimal denoiser for sigma on points with another noise, `input_sigma`.
 
-    The denoiser is told sigma and given x_0 + input_sigma eps, input_sigma >= 0: its weights are those of
-    sigma, while the block energies have v_A = 1 + input_sigma^2 and v_B = delta^2 + input_sigma^2. Clean
-    input (`input_sigma=0`) and matched noise (`input_sigma=sigma`) are the two cases of `exact`. Otherwise as
+    The denoiser is conditioned on sigma and takes x_0 + input_sigma eps, input_sigma >= 0: its weights are
+    those of sigma, while the block energies have v_A = 1 + input_sigma^2 and v_B = delta^2 + input_sigma^2.
+    Clean input (`input_sigma=0`) and matched noise (`input_sigma=sigma`) are the two cases of `exact`. As
     there: float64, () or (S,), by the same integrals.
 
     Raises ValueError for arguments outside their ranges.
@@ -85,7 +86,7 @@ def mismatched(
     """
     mixture_sizes(num_classes, rank, delta)
     levels, scalar = noise_levels(sigma)
-    clean = isinstance(input_sigma, int | float) and input_sigma == 0
+    clean = not isinstance(input_sigma, bool) and isinstance(input_sigma, int | float) and input_sigma == 0
     given, one = noise_levels(LOWEST if clean else input_sigma)  # whose square is nothing beside delta^2
     if not one:
         raise ValueError(f"input_sigma must be one number >= 0, got {len(given)} of them")
@@ -130,11 +131,11 @@ def exact_classes(
     choice("average", average, AVERAGES)
     delta = fraction("delta", delta)
     levels, scalar = noise_levels(sigma)
-    room = _room(sum(ranks), denominator, background, dim)
+    extra = _extra_dims(sum(ranks), denominator, background, dim)
     kinds = list(dict.fromkeys(zip(ranks, pi.tolist(), strict=True)))
     kind_of_class = [kinds.index(kind) for kind in zip(ranks, pi.tolist(), strict=True)]
     counts = np.bincount(kind_of_class)
-    pairs = [_class_energies(kinds, counts, delta, noisy_input, s, room) for s in levels.tolist()]
+    pairs = [_class_energies(kinds, counts, delta, noisy_input, s, extra) for s in levels.tolist()]
     signal, noise = (torch.from_numpy(part)[:, kind_of_class] for part in np.stack(pairs, axis=1))
     if average == "pooled":
         value = (signal * pi).sum(-1) / (noise * pi).sum(-1)
@@ -154,21 +155,19 @@ def _exact(
     dim: int | None,
 ) -> Tensor:
     """The exact SNR (S,) of the optimal denoisers for `levels`, on points with noise of levels `inputs`."""
-    room = _room(num_classes * rank, denominator, background, dim)
+    extra = _extra_dims(num_classes * rank, denominator, background, dim)
     values = []
     for given, level in zip(inputs, levels, strict=True):
-        s2, d2 = level**2, delta**2
-        kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
-        own, other = 1 + given**2, d2 + given**2
+        kappa, xi, gain = coefficients(level, delta)
+        own, other = block_variances(given, delta)
         moments = weight_moments(num_classes, rank, kappa * own, kappa * other)
-        signal = own * (xi**2 * rank + 2 * xi * gap * moments[0] + gap**2 * moments[1])
-        noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gap * moments[2] + gap**2 * moments[3])
-        values.append(signal / (noise + xi**2 * other * room))
+        signal = own * (xi**2 * rank + 2 * xi * gain * moments[0] + gain**2 * moments[1])
+        noise = (num_classes - 1) * other * (xi**2 * rank + 2 * xi * gain * moments[2] + gain**2 * moments[3])
+        values.append(signal / (noise + xi**2 * other * extra))
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _room(filled: int, denominator: str, background: str, dim: int | None) -> int:
+def _extra_dims(filled: int, denominator: str, background: str, dim: int | None) -> int:
     """How many dimensions outside the `filled` ones of the classes hold background that counts as noise."""
     choice("denominator", denominator, DENOMINATORS)
     choice("background", background, BACKGROUNDS)
@@ -186,36 +185,34 @@ def _class_energies(
     delta: float,
     noisy_input: bool,
     level: float,
-    room: int,
+    extra: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean energies of denoised points of each kind of class, in the own subspace and in the rest, (T,).
 
     `kinds` are (rank, prior), of which there are `counts`.
     """
-    s2, d2 = level**2, delta**2
-    kappa = 0.5 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    xi, gap = d2 / (d2 + s2), s2 * (1 - d2) / ((1 + s2) * (d2 + s2))
-    own, other = (1 + s2, d2 + s2) if noisy_input else (1.0, d2)
+    kappa, xi, gain = coefficients(level, delta)
+    own, other = block_variances(level, delta, noisy_input)
     ranks, priors = (np.array(part) for part in zip(*kinds, strict=True))
-    offsets = np.log(priors) - 0.5 * ranks * (np.log1p(s2) - np.log(d2 + s2))
+    offsets = np.log(priors) - 0.5 * ranks * (np.log1p(level**2) - np.log(delta**2 + level**2))
     v, weights = outer_rule(ranks, offsets - offsets.max(), kappa * own, kappa * other)
     shifted = v + (offsets - offsets.max())[:, None]
     as_own = [transforms(at, rank, kappa * own) for at, rank in zip(shifted, ranks, strict=True)]
-    as_rival = [transforms(at, rank, kappa * other) for at, rank in zip(shifted, ranks, strict=True)]
-    signal, noise = np.empty(len(kinds)), np.full(len(kinds), xi**2 * other * room)
+    as_other = [transforms(at, rank, kappa * other) for at, rank in zip(shifted, ranks, strict=True)]
+    signal, noise = np.empty(len(kinds)), np.full(len(kinds), xi**2 * other * extra)
     kept = np.eye(len(kinds), dtype=int)
 
     def energy(rank: int, measure: np.ndarray, integrals: tuple[np.ndarray, ...]) -> float:
-        """E[(xi + gap w)^2 Y] / scale, from the factors of the other classes in `measure`."""
-        return xi**2 * rank + 2 * xi * gap * measure @ integrals[1] + gap**2 * measure @ integrals[2]
+        """E[(xi + gain w)^2 Y] / scale, from the factors of the other classes in `measure`."""
+        return xi**2 * rank + 2 * xi * gain * measure @ integrals[1] + gain**2 * measure @ integrals[2]
 
     def product(left: np.ndarray) -> np.ndarray:
-        return weights * np.prod([phi**n for (phi, _, _), n in zip(as_rival, left, strict=True)], axis=0)
+        return weights * np.prod([phi**n for (phi, _, _), n in zip(as_other, left, strict=True)], axis=0)
 
     for t, mine in enumerate(kept):
         signal[t] = own * energy(ranks[t], product(counts - mine), as_own[t])
-        for u, rival in enumerate(kept):
+        for u, competitor in enumerate(kept):
             if number := (counts - mine)[u]:
-                measure = product(counts - mine - rival) * as_own[t][0]
-                noise[t] += number * other * energy(ranks[u], measure, as_rival[u])
+                measure = product(counts - mine - competitor) * as_own[t][0]
+                noise[t] += number * other * energy(ranks[u], measure, as_other[u])
     return signal, noise

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from molrg.support.checks import integer, noise_levels
+from molrg.support.checks import integer, noise_levels, within
 
 __all__ = ["Peak", "find", "turns"]
 
@@ -53,8 +53,7 @@ def find(
     integer("points", points, 5)
     if not low < high:
         raise ValueError(f"low must be below high, got low={low:g} and high={high:g}")
-    if not 0 <= accuracy < 1:
-        raise ValueError(f"accuracy must lie from 0 to 1 (it is a relative error), got {accuracy!r}")
+    within("accuracy", accuracy, 0, 1)  # a relative error
     levels = np.geomspace(low, high, points)
     values = _evaluate(function, levels)
     maxima, minima = turns(values, accuracy)

@@ -1,7 +1,7 @@
 """What the public functions accept: one clear error per wrong argument, raised before any work."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,16 @@ __all__ = [
     "Levels",
     "boolean",
     "choice",
+    "finite",
     "fraction",
     "integer",
+    "is_boolean",
     "mixture_sizes",
     "noise_levels",
     "nonnegative",
     "numbers",
+    "positive",
+    "within",
 ]
 
 Levels = float | Sequence[float] | np.ndarray | Tensor
@@ -33,8 +37,7 @@ def numbers(name: str, value: Any, kind: str = "a number") -> Tensor:
 
     Raises ValueError, that `name` must be `kind`, for booleans, texts, other shapes and empty arrays.
     """
-    parts = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(part, bool) or str(getattr(part, "dtype", "")).endswith("bool") for part in parts):
+    if is_boolean(value):
         raise ValueError(f"{name} must be {kind} or a 1-D array of them, got the boolean {value!r}")
     try:
         found = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
@@ -81,25 +84,45 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 
 def fraction(name: str, value: Any) -> float:
-    """Return `value` as a float strictly between 0 and 1; raises ValueError otherwise."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        number = float("nan")
-    if isinstance(value, bool | str | bytes) or not 0 < number < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}")
-    return number
+    """Return `value` as a float strictly between 0 and 1; raises ValueError otherwise (also for True)."""
+    return _checked(name, value, lambda number: 0 < number < 1, "lie strictly between 0 and 1")
+
+
+def within(name: str, value: Any, low: float, high: float) -> float:
+    """Return `value` as a float in [low, high); raises ValueError otherwise (also for True)."""
+    return _checked(name, value, lambda number: low <= number < high, f"lie in [{low:g}, {high:g})")
+
+
+def finite(name: str, value: Any) -> float:
+    """Return `value` as a finite float; raises ValueError otherwise (also for True)."""
+    return _checked(name, value, math.isfinite, "be a finite number")
 
 
 def nonnegative(name: str, value: Any) -> float:
-    """Return `value` as a finite float >= 0; raises ValueError otherwise."""
+    """Return `value` as a finite float >= 0; raises ValueError otherwise (also for True)."""
+    return _checked(name, value, lambda number: 0 <= number < math.inf, "be a finite number >= 0")
+
+
+def positive(name: str, value: Any, help: str = "") -> float:
+    """Return `value` as a finite float > 0; raises ValueError otherwise (also for True)."""
+    return _checked(name, value, lambda number: 0 < number < math.inf, "be positive and finite", help)
+
+
+def _checked(name: str, value: Any, allows: Callable[[float], bool], allowed: str, help: str = "") -> float:
     try:
-        number = float(value)
+        number = math.nan if is_boolean(value) or isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        number = float("nan")
-    if isinstance(value, bool | str | bytes) or not 0 <= number < float("inf"):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        number = math.nan
+    if not allows(number):
+        raise ValueError(f"{name} must {allowed}, got {value!r}{help and '; ' + help}")
     return number
+
+
+def is_boolean(value: Any) -> bool:
+    """Whether `value` is a boolean, or a list or array of which one entry is: no number, though it adds."""
+    if isinstance(value, list | tuple):
+        return any(is_boolean(part) for part in value)
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def boolean(name: str, value: Any) -> bool:
