@@ -27,7 +27,6 @@ LONG = {
     "theory/relaxations",
     "theory/subspace_clustering",
     "theory/tightness",
-    "theory/unimodality",
 }
 
 
