@@ -26,7 +26,6 @@ LONG = {
     "theory/readouts",
     "theory/relaxations",
     "theory/subspace_clustering",
-    "theory/tightness",
 }
 
 
