@@ -19,19 +19,13 @@ LONG = {
     "learned/dae_vs_diffusion",
     "learned/parametric_network",
     "learned/published_tables",
-    "theory/denoising",
     "theory/granularity",
     "theory/memorization",
     "theory/mismatch",
-    "theory/molrg",
     "theory/phase_diagram",
-    "theory/posterior_mean",
     "theory/readouts",
     "theory/relaxations",
-    "theory/snr",
     "theory/subspace_clustering",
-    "theory/tightness",
-    "theory/unimodality",
 }
 
 
