@@ -172,7 +172,7 @@ def true_weight(
 ) -> float:
     """Return the mean posterior weight of the training point that a noisy one is made of, at one level.
 
-    The set holds `per_class` points of each class, of which `queries` are taken, in turn where there are less.
+    The set holds `per_class` points of each class, of which `queries` are taken (in turn if there are less).
     """
     labels = torch.arange(mixture.num_classes).repeat(per_class)
     points, _ = mixture.sample(len(labels), generator=generator, labels=labels)

@@ -26,10 +26,10 @@ def run(
 
     The curve is scanned at `points` levels from 1e-3 to 1e3. `workdir` is not used: each model takes seconds.
 
-    Returns, with axes M = models and I = inputs: `models` (M, 3); `inputs` (I,); `place`, `height` (M, I), the
-    peak's level and height; `num_maxima` (M, I), interior ones; `matched` (M, I), the SNR at sigma = s (nan for
-    s = 0); and `growth` (M,), the largest ratio, over sigma, of the SNR at one input noise to that at the next
-    smaller one: below 1 where more noise in the input always gives less.
+    Returns, with axes M = models and I = inputs: `models` (M, 3); `inputs` (I,); `place` and `height` (M, I),
+    level and height of the peak; `num_maxima` (M, I), interior ones; `matched` (M, I), the SNR at sigma = s,
+    nan for s = 0; and `growth` (M,), the largest ratio, over sigma, of the SNR at one input noise to that at
+    the next smaller one: below 1 where more noise in the input always gives less.
     """
     models = list(product(num_classes, ranks, deltas))
     tops, matched, growth = [], [], []
