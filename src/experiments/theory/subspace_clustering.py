@@ -56,9 +56,7 @@ def run(
     return {"attained": attained, "recovered": recovered}
 
 
-def count_minimisers(
-    rank: int, counts: Sequence[int], generator: torch.Generator
-) -> list[tuple[int, int]]:
+def count_minimisers(rank: int, counts: Sequence[int], generator: torch.Generator) -> list[tuple[int, int]]:
     """Count all partitions of the points that are exact minimisers, and those of them that are the classes.
 
     For free and for orthogonal subspaces. `counts` are the points of each class, in general position; a
