@@ -231,8 +231,9 @@ def test_linear_accuracy_of_snr() -> None:
         assert float(curve[0]) == pytest.approx(1 / k, abs=1e-9)
         assert float(curve[-1]) == pytest.approx(0.5, abs=2e-3)
         assert (curve.diff() > -1e-12).all()
-    q = class_information.variance_ratio(3, np.array([1.0, 2.0, 50.0]))
-    torch.testing.assert_close(q, torch.tensor([1, 6 / 5, 2502 / 101], dtype=torch.float64))
+    found = class_information.linear_accuracy_of_snr(3, [0.5, 1.0, 25.0])
+    for value, q in zip(found.tolist(), (1, 6 / 5, 2502 / 101), strict=True):  # orthant of three normals
+        assert value == pytest.approx(1 / 4 + math.asin(q / (1 + q)) / (2 * math.pi), abs=1e-12)
 
 
 def test_energies_at_their_means_give_the_snr_formula() -> None:
@@ -273,7 +274,7 @@ def test_energies_at_their_means_give_the_snr_formula() -> None:
             lambda: class_information.linear_accuracy(3, 5, 0.2, 0.5, denoised=2),  # type: ignore[arg-type]
             "denoised must be True or False",
         ),
-        (lambda: class_information.variance_ratio(3, -1.0), "ratio must be positive, got -1"),
+        (lambda: class_information.linear_accuracy_of_snr(3, -1.0), "the SNR must be positive, got -1"),
     ],
 )
 def test_wrong_arguments(call: Any, message: str) -> None:

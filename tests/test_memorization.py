@@ -135,3 +135,23 @@ def test_wrong_values_are_named(tmp_path: Path, change: dict[str, Any], named: s
     with pytest.raises(ValueError, match=named):
         experiment.run(**(SMOKE | change), workdir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_weight_of_the_true_point_and_the_distance_by_their_formulas() -> None:
+    mixture = MoLRG.orthogonal(2, 2, 4, 0.3, "span", torch.Generator().manual_seed(1), torch.float64)
+    draws = torch.Generator().manual_seed(2)
+    found = experiment.true_weight(mixture, 6, 0.4, 9, draws)
+    draws = torch.Generator().manual_seed(2)
+    points, _ = mixture.sample(12, generator=draws, labels=torch.arange(2).repeat(6))
+    x = points[:9] + 0.4 * torch.randn(9, 4, generator=draws, dtype=torch.float64)
+    weights = torch.softmax(-torch.cdist(x, points).square() / (2 * 0.4**2), 1)
+    assert found == pytest.approx(weights[range(9), range(9)].mean().item(), rel=1e-9)
+
+    draws = torch.Generator().manual_seed(3)
+    found = experiment.distance(mixture, 7, 0.4, 1, 5, draws)
+    draws = torch.Generator().manual_seed(3)
+    points, fresh = (mixture.sample(size, generator=draws)[0] for size in (7, 5))
+    x = fresh + 0.4 * torch.randn(5, 4, generator=draws, dtype=torch.float64)
+    mean = torch.softmax(-torch.cdist(x, points).square() / (2 * 0.4**2), 1) @ points
+    expected = (mean - mixture.posterior_mean(x, 0.4)).square().sum(1).mean().item()
+    assert found == pytest.approx(expected, rel=1e-9)

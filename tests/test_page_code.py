@@ -19,13 +19,7 @@ LONG = {
     "learned/dae_vs_diffusion",
     "learned/parametric_network",
     "learned/published_tables",
-    "theory/granularity",
-    "theory/memorization",
-    "theory/mismatch",
     "theory/phase_diagram",
-    "theory/readouts",
-    "theory/relaxations",
-    "theory/subspace_clustering",
 }
 
 

@@ -49,6 +49,14 @@ def test_values_are_read() -> None:
     assert (page.num_classes, page.delta, page.seeds, page.size) == (10, 0.2, [0, 1, 2], "default")
 
 
+def test_a_list_is_read_from_text_as_papermill_passes_it() -> None:
+    assert read(seeds="[3, 4]").seeds == [3, 4]
+    assert read(dataset="[3, 4]").dataset == "[3, 4]"
+    for wrong in ("[3,", "[3.5]", "[]", "3, 4"):
+        with pytest.raises(ParameterError, match="seeds"):
+            read(seeds=wrong)
+
+
 def test_defaults_are_told_from_other_values() -> None:
     assert read().is_default
     assert not read(num_classes=4).is_default

@@ -184,6 +184,24 @@ def test_run(tmp_path: Path) -> None:
         np.testing.assert_allclose(found[f"{name}_snr"][0].mean(0), exact, rtol=0.25)
 
 
+def test_cases_are_summed_up_over_seeds() -> None:
+    found = {
+        "a_snr": np.array([[[1.0, 2.0], [3.0, 2.0]], [[1.0, 9.0], [1.0, 9.0]], [[5.0, 6.0], [5.0, 1.0]]]),
+        "a_peak": np.array(
+            [
+                [[0.2, 10.0, 1, 0], [0.4, 14.0, 1, 0]],
+                [[relaxations.HIGH, 9.0, 0, 0], [relaxations.HIGH, 9.0, 0, 0]],
+                [[0.1, 6.0, 1, 0], [0.01, 5.0, 0, 0]],
+            ]
+        ),
+    }
+    one, rising, mixed = relaxations.cases(found, "a")
+    assert one == pytest.approx((2.0, 12.0, 2.0, 0.3, "one peak"))
+    assert (rising.shape, mixed.shape) == ("only rises", "mixed")
+    exact = relaxations.cases({"b_snr": found["a_snr"][:1, :1], "b_peak": np.array([[[2, 9, 1, 1]]])}, "b")
+    assert exact == [(1.0, 9.0, 0.0, 2.0, "one peak, then a valley")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from experiments.theory import subspace_clustering as experiment
 
@@ -59,3 +60,11 @@ def test_wrong_values_are_named(tmp_path: Path, change: dict[str, Any], named: s
     with pytest.raises(ValueError, match=named):
         experiment.run(**({"method": "free"} | SMALL | change), workdir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_minimisers_of_two_classes_of_rank_2_are_counted() -> None:
+    draws = torch.Generator().manual_seed(0)
+    assert experiment.count_minimisers(2, (2, 2), draws) == [(6, 2), (2, 2)]  # three pairings, two labellings
+    assert experiment.count_minimisers(2, (2, 3), draws) == [(2, 2), (2, 2)]
+    (free, right), (bound, _) = experiment.count_minimisers(2, (1, 1), draws)
+    assert (free, right, bound) == (4, 0, 4)  # whatever the partition, the subspaces are not determined

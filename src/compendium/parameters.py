@@ -15,11 +15,20 @@ parameter or a mistake, and a mistake raises.
 """
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from compendium.paths import page_text
@@ -43,6 +52,15 @@ class Page(BaseModel):
     size: Literal["default", "smoke"]
 
     _is_default: bool = PrivateAttr(default=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _list_of_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """`-p name "[1, 2]"` of papermill passes text; a list is meant where the parameter is one."""
+        if isinstance(value, str) and get_origin(cls.model_fields[info.field_name or ""].annotation) is list:
+            with contextlib.suppress(ValueError, SyntaxError):
+                return ast.literal_eval(value)
+        return value
 
     @property
     def is_default(self) -> bool:

@@ -26,7 +26,6 @@ __all__ = [
     "linear_accuracy_of_snr",
     "moment_accuracy",
     "mutual_information",
-    "variance_ratio",
 ]
 
 
@@ -166,29 +165,19 @@ def moment_accuracy(
     )  # fmt: skip
 
 
-def variance_ratio(num_classes: int, ratio: float | np.ndarray | Tensor) -> Tensor:
-    r"""Return q = V_y / V_k for energies at their means, (R^2 + K - 1)/(2R + K - 2), float64.
-
-    R = (K - 1) SNR is the ratio of the mean energies of the own and of another block; q grows with R >= 1.
-
-    Statement: `cor-snr-accuracy`.
-    """
-    integer("num_classes", num_classes, 2)
-    r = torch.as_tensor(ratio, dtype=torch.float64)
-    if not (r > 0).all():
-        raise ValueError(f"ratio must be positive, got {r.min().item():g}")
-    return (r**2 + num_classes - 1) / (2 * r + num_classes - 2)
-
-
 def linear_accuracy_of_snr(num_classes: int, value: float | np.ndarray | Tensor) -> Tensor:
     r"""Return G_K(SNR) = int phi(t) Phi(t sqrt(q))^{K-1} dt, float64: the linear probe by the SNR alone.
 
-    It is `linear_accuracy` with all energies at their means, q = `variance_ratio`(K, (K-1) SNR), and
-    increases from 1/K at SNR = 1/(K-1) to 1/2. Raises ValueError unless the SNR is positive.
+    It is `linear_accuracy` with all energies at their means, q = V_y / V_k = (R^2 + K - 1)/(2R + K - 2) and
+    R = (K - 1) SNR, and increases from 1/K at SNR = 1/(K-1) to 1/2. Raises ValueError unless the SNR is
+    positive.
 
     Statement: `cor-snr-accuracy`.
     """
-    q = variance_ratio(num_classes, torch.as_tensor(value, dtype=torch.float64) * (num_classes - 1))
+    r = (integer("num_classes", num_classes, 2) - 1) * torch.as_tensor(value, dtype=torch.float64)
+    if not (r > 0).all():
+        raise ValueError(f"the SNR must be positive, got {r.min().item() / (num_classes - 1):g}")
+    q = (r**2 + num_classes - 1) / (2 * r + num_classes - 2)
     t, weights = quadrature.panel_rule(
         np.sort(np.concatenate([np.linspace(-9, 9, 37), [-0.1, -0.02, 0.02, 0.1]]))
     )

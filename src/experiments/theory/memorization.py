@@ -18,7 +18,7 @@ from molrg.model.memorizing import EmpiricalDenoiser
 from molrg.model.mixture import BACKGROUNDS, MoLRG, energies
 from molrg.support.checks import choice, integer, noise_levels
 
-__all__ = ["INPUTS", "SPLITS", "divergences", "leading_gap", "run"]
+__all__ = ["INPUTS", "SPLITS", "distance", "divergences", "leading_gap", "run", "true_weight"]
 
 SPLITS = ("train", "test")
 INPUTS = ("noisy", "clean")
@@ -144,6 +144,36 @@ def leading_gap(
     rho = torch.exp(log_rho - mixture.dim / 2 * np.log(4 * np.pi * sigma**2))
     values = rho * (spread + shift)
     return values.mean().item(), values.std().item() / num_samples**0.5
+
+
+def distance(
+    mixture: MoLRG, num_points: int, sigma: float, sets: int, queries: int, generator: torch.Generator
+) -> float:
+    """Return E||f_N - f||^2 at `queries` noisy fresh points, a mean over `sets` training sets."""
+    found = []
+    for _ in range(sets):
+        denoiser = EmpiricalDenoiser(mixture.sample(num_points, generator=generator)[0])
+        x, _ = mixture.sample(queries, generator=generator)
+        x += sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        gap = denoiser.posterior_mean(x, sigma) - mixture.posterior_mean(x, sigma)
+        found.append(gap.square().sum(1).mean().item())
+    return float(np.mean(found))
+
+
+def true_weight(
+    mixture: MoLRG, per_class: int, sigma: float, queries: int, generator: torch.Generator
+) -> float:
+    """Return the mean posterior weight of the training point that a noisy one is made of, at one level.
+
+    The set holds `per_class` points of each class, of which `queries` are taken (in turn if there are less).
+    """
+    labels = torch.arange(mixture.num_classes).repeat(per_class)
+    points, _ = mixture.sample(len(labels), generator=generator, labels=labels)
+    x0 = points[torch.arange(queries) % len(points)]
+    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+    denoiser, level = EmpiricalDenoiser(points), torch.tensor([sigma], dtype=x0.dtype)
+    log_prob = denoiser.log_prob(x0 + sigma * noise, sigma)
+    return _own_weight(denoiser, log_prob, noise, level).mean().item()
 
 
 def _one_seed(

@@ -6,10 +6,10 @@ heavy-tailed coefficients, class means, and nonlinear maps of the data. `student
 the others Monte Carlo.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,10 @@ __all__ = [
     "LIFTS",
     "LOW",
     "PUBLISHED",
+    "Case",
     "Curve",
     "angle30",
+    "cases",
     "critical_separation",
     "decaying",
     "lift",
@@ -134,6 +136,33 @@ def run(
     found["angle30"] = np.array([angle30(num_samples, seed) for seed in range(seeds)])
     found["levels"] = np.geomspace(LOW, HIGH, num_levels)
     return {key: np.round(value, 6) for key, value in found.items()}
+
+
+class Case(NamedTuple):
+    """A departure's case over its seeds: the SNR at the lowest level, the peak and the shape of the curve.
+
+    `error` is the standard error of the height, 0 for an exact curve; `shape` is "mixed" where seeds differ.
+    """
+
+    start: float
+    height: float
+    error: float
+    sigma: float
+    shape: str
+
+
+def cases(found: Mapping[str, np.ndarray], departure: str) -> list[Case]:
+    """Sum up the curves of each case of a departure, by its name in the outcome of `run`."""
+    shapes = {(0, 0, False): "only falls", (0, 0, True): "only rises", (1, 0, False): "one peak"}
+    shapes |= {(1, 1, end): "one peak, then a valley" for end in (False, True)}
+    summary = []
+    for curves, turns in zip(found[f"{departure}_snr"], found[f"{departure}_peak"], strict=True):
+        seen = {shapes.get((int(up), int(down), at >= HIGH), "mixed") for at, _, up, down in turns}
+        sigma, height = turns[:, :2].mean(0)
+        error = turns[:, 1].std(ddof=1) / len(turns) ** 0.5 if len(turns) > 1 else 0.0
+        shape = seen.pop() if len(seen) == 1 else "mixed"
+        summary.append(Case(curves[:, 0].mean(), height, error, sigma, shape))
+    return summary
 
 
 def _estimated(mixture: LowRankMixture, num_samples: int, seed: int, levels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ may go wrong, and are counted apart: no start reaches the largest value of the o
 subspaces attain (optimisation), or one does and yet its subspaces are others (information).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from compendium import resume
 from experiments.theory.k_subspaces import k_subspaces, orthogonal_k_subspaces
 from molrg.support.checks import choice, integer
 
-__all__ = ["METHODS", "run"]
+__all__ = ["METHODS", "count_minimisers", "run"]
 
 METHODS = {"free": k_subspaces, "orthogonal": orthogonal_k_subspaces}
 
@@ -56,6 +57,28 @@ def run(
     ]
     attained, recovered = np.moveaxis(np.array(shares), -1, 0)
     return {"attained": attained, "recovered": recovered}
+
+
+def count_minimisers(rank: int, counts: Sequence[int], generator: torch.Generator) -> list[tuple[int, int]]:
+    """Count all partitions of the points that are exact minimisers, and those of them that are the classes.
+
+    For free and for orthogonal subspaces. `counts` are the points of each class, in general position; a
+    partition is one if each of its groups spans at most `rank` dimensions, and orthogonal subspaces hold it
+    if points of different groups are orthogonal.
+    """
+    size = len(counts) * rank
+    x = torch.zeros(sum(counts), size, dtype=torch.float64)
+    for k, points in enumerate(x.split(list(counts))):
+        points[:, k * rank : (k + 1) * rank] = torch.randn(len(points), rank, generator=generator)
+    labels = torch.cartesian_prod(*[torch.arange(len(counts))] * len(x))
+    groups = torch.nn.functional.one_hot(labels, len(counts)).mT.unsqueeze(-1) * x
+    ranks = torch.linalg.matrix_rank(groups, atol=1e-9)
+    fits = (ranks <= rank).all(1)
+    apart = labels.unsqueeze(1) != labels.unsqueeze(2)
+    orthogonal = fits & ~(apart & ((x @ x.T).abs() > 1e-9)).flatten(1).any(1)
+    whole = [(part == part[:, :1]).all(1) for part in labels.split(list(counts), 1)]
+    right = torch.stack(whole).all(0) & (ranks == rank).all(1)
+    return [(int(each.sum()), int((each & right).sum())) for each in (fits, orthogonal)]
 
 
 def _of_rank(
