@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from molrg import snr
@@ -14,7 +15,7 @@ from molrg.measuring import features, probes, subspaces
 from molrg.model.mixture import MoLRG
 from molrg.support import devices
 
-__all__ = ["INPUTS", "Data", "draw", "measure", "trained"]
+__all__ = ["INPUTS", "Data", "Paired", "draw", "measure", "paired", "trained"]
 
 INPUTS = ("noisy", "clean")
 
@@ -142,3 +143,22 @@ def _linear(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, cl
         for i in range(0, len(train), each)
     ]
     return torch.cat(parts).numpy()
+
+
+class Paired(NamedTuple):
+    """Mean of paired differences, half-width of its 95% interval, and the mean's sign where that excludes 0."""
+
+    mean: np.ndarray
+    half: np.ndarray
+    sign: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3g} ± {self.half:.2g}"
+
+
+def paired(first: np.ndarray, second: np.ndarray | float = 0.0) -> Paired:
+    """Compare two quantities (R, ...) seed by seed: Student's t over the R >= 2 seeds."""
+    change = np.asarray(first) - second
+    mean = change.mean(0)
+    half = stats.t.ppf(0.975, len(change) - 1) * change.std(0, ddof=1) / np.sqrt(len(change))
+    return Paired(mean, half, np.where(np.abs(mean) > half, np.sign(mean), 0).astype(int))
