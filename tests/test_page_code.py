@@ -9,11 +9,6 @@ MOST_CHARACTERS = 80
 MOST_LINES = 12
 # Pages with longer cells; each leaves this list when its last one goes.
 LONG = {
-    "images/clean_or_noisy",
-    "images/denoised",
-    "images/layers",
-    "images/memorization",
-    "images/probing",
     "theory/denoising",
     "theory/granularity",
     "theory/memorization",
