@@ -199,3 +199,10 @@ def test_curves_over_levels_are_made_from_arrays() -> None:
         {"sigma": 0.1, "value": 2.0, "name": "two", "width": 0.1},
         {"sigma": 1.0, "value": 3.0, "name": "two", "width": 0.2},
     ]
+
+
+def test_repetitions_are_drawn_as_mean_and_deviation() -> None:
+    chart = charts.over_levels({"a": np.array([[1.0, 2.0], [3.0, 12.0]])}, [0.1, 1.0], "SNR", y_scale="log")
+    (rows,) = charts.show(chart, "One curve over two noise levels.").spec["datasets"].values()
+    assert [row["value"] for row in rows] == [2.0, 7.0]
+    assert [row["width"] for row in rows] == [1.414, 6.3]  # the second cut, so that the band keeps above 0

@@ -9,16 +9,6 @@ MOST_CHARACTERS = 80
 MOST_LINES = 12
 # Pages with longer cells; each leaves this list when its last one goes.
 LONG = {
-    "images/clean_or_noisy",
-    "images/denoised",
-    "images/layers",
-    "images/memorization",
-    "images/probing",
-    "learned/capacity_or_optimization",
-    "learned/clean_or_noisy",
-    "learned/dae_vs_diffusion",
-    "learned/parametric_network",
-    "learned/published_tables",
     "theory/phase_diagram",
 }
 

@@ -201,15 +201,19 @@ def over_levels(
 ) -> Any:
     """Curves over the noise level from arrays: an Altair chart.
 
-    `curves_of` holds by name the values at the `levels`, (L,), or a pair of values and half-widths of a band;
-    values that are NaN are left out. `options` are those of `curves`.
+    `curves_of` holds by name the values at the `levels`, (L,), or a pair of values and half-widths of a band,
+    or repetitions (R, L), whose mean is drawn in a band of one standard deviation; on a log axis a band keeps
+    above 0. Values that are NaN are left out. `options` are those of `curves`.
     """
     rows = []
     for name, given in curves_of.items():
         values, *widths = given if isinstance(given, tuple) else (given,)
+        if np.ndim(values) == 2:
+            values, widths = np.mean(values, 0), [np.std(values, 0, ddof=min(1, len(values) - 1))]
         for i, (level, value) in enumerate(zip(levels, values, strict=True)):
             if not math.isnan(value):
-                width = {"width": float(widths[0][i])} if widths else {}
+                most = 0.9 * abs(value) if options.get("y_scale") == "log" else math.inf
+                width = {"width": float(min(widths[0][i], most))} if widths else {}
                 rows.append({"sigma": float(level), "value": float(value), "name": name, **width})
     banded = any("width" in row for row in rows)
     return curves(rows, "value", "name", error="width" if banded else None, y_title=y_title, **options)

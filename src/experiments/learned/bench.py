@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from molrg import snr
@@ -18,11 +19,13 @@ __all__ = [
     "INPUTS",
     "Data",
     "Denoiser",
+    "Paired",
     "activations",
     "draw",
     "linear_accuracy",
     "measure",
     "neighbourhoods",
+    "paired",
     "trained",
 ]
 
@@ -171,3 +174,22 @@ def neighbourhoods(x0: Tensor, ranks: Sequence[int], most: int, generator: torch
         held += (directions @ blocks[-1]).square().sum(1)
         anchor = int(held.argmin())
     return torch.cat(blocks, 1)
+
+
+class Paired(NamedTuple):
+    """Mean of paired differences, half-width of its 95% interval, the mean's sign where that excludes 0."""
+
+    mean: np.ndarray
+    half: np.ndarray
+    sign: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3g} ± {self.half:.2g}"
+
+
+def paired(first: np.ndarray, second: np.ndarray | float = 0.0) -> Paired:
+    """Compare two quantities (R, ...) seed by seed: Student's t over the R >= 2 seeds."""
+    change = np.asarray(first) - second
+    mean = change.mean(0)
+    half = stats.t.ppf(0.975, len(change) - 1) * change.std(0, ddof=1) / np.sqrt(len(change))
+    return Paired(mean, half, np.where(np.abs(mean) > half, np.sign(mean), 0).astype(int))
