@@ -330,7 +330,10 @@ class LowRankMixture:
 
             blocks = exact.blocks.to(dtype).to(device)
             basis = blocks if exact.basis is exact.blocks else cast(exact.basis)
-            means = exact.means and Means(*(cast(getattr(exact.means, f.name)) for f in fields(Means)))
+            means = None
+            if exact.means is not None:
+                parts: list[Any] = [cast(getattr(exact.means, field.name)) for field in fields(Means)]
+                means = Means(*parts)
             self._frames[key] = Frame(blocks, basis, cast(exact.mixing), self.num_classes, exact.fills, means)
         return self._frames[key]
 

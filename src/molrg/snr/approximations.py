@@ -51,7 +51,7 @@ def refined(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_inpu
 
     exact for two classes, and where the B_l do not fluctuate. The factor A or B_l in an average raises the
     rank of that chi^2 to d+2. Averages over A and B are Gauss rules of 12 and 6 points, placed where the
-    undecided points are: on chi^2 / (1 + 2 kappa v_A s) and chi^2 / (1 - 2 kappa v_B s), s = 1/2 for noisy and
+    undecided points are: on chi^2 / (1 + 2 kappa v_A s) and chi^2 / (1 - 2 kappa v_B s), s = 1/2 for noisy,
     s = min(1, (1+sigma^2)(delta^2+sigma^2) / (2 delta^2)) for clean input.
 
     For K from 2 to 1000, d from 1 to 200 and delta from .02 to .9 the peak's height is right to 4%; at high
