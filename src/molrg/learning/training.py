@@ -233,15 +233,6 @@ def train(
     data: Tensor,
     sigmas: float | Sequence[float] | Tensor | Distribution,
     *,
-    steps: int,
-    batch_size: int = 256,
-    lr: float = 1e-3,
-    schedule: Schedule = constant,
-    ema: float = 0.999,
-    weighting: Weighting | None = None,
-    target: Target | None = None,
-    augment: Augmentation | None = None,
-    known_as: str | None = None,
     precision: str = "full",
     compile: bool = False,
     generator: torch.Generator | None = None,
@@ -249,6 +240,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 300.0,
     progress: bool = True,
+    **settings: Any,
 ) -> Trained:
     r"""Train `denoiser` to predict x_0 from x_sigma = x_0 + sigma eps.
 
@@ -265,8 +257,9 @@ def train(
     ----------
     denoiser
         Its weights are trained in place.
-    denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target, augment, known_as
-        As in `Job`.
+    denoiser, data, sigmas, **settings
+        As in `Job`, whose settings are `steps`, `batch_size`, `lr`, `schedule`, `ema`, `weighting`, `target`,
+        `seed`, `augment` and `known_as`.
     precision
         Of the forward and backward pass: `full`, that of the weights, or `bfloat16`, in which products and
         convolutions are computed (on CUDA with images in channels-last layout) while sums that need it,
@@ -277,7 +270,7 @@ def train(
         a GPU. Changes the order of sums and the masks of dropout; a stopped run may go on with or without.
     generator
         Source of batches, levels and noise (and, through a seed drawn from it, of dropout); on the CPU or on
-        the training device. None: a new one on the CPU with seed 0.
+        the training device. None: a new one on the CPU with `seed`.
     device
         Where to train; None: where the denoiser is. Of several processes, each has its own instead.
     checkpoint
@@ -303,9 +296,7 @@ def train(
     OSError
         If a checkpoint cannot be written; the last good one is intact.
     """
-    job = Job(
-        denoiser, data, sigmas, steps, batch_size, lr, schedule, ema, weighting, target, 0, augment, known_as
-    )
+    job = Job(denoiser, data, sigmas, **settings)
     run = _Run(job, generator, device, choice("precision", precision, PRECISIONS), compile)
     together = run.processes
     if together.count > 1:
@@ -317,12 +308,12 @@ def train(
     with own_randomness(run.device):
         run.seed_dropout()
         if file is not None:
-            file.resume(steps)
+            file.resume(job.steps)
             together.agree({"steps in the checkpoint": str(run.steps_done)})
-        _loop(run, steps, file, progress and together.is_main)
+        _loop(run, job.steps, file, progress and together.is_main)
         together.wait()  # until the checkpoint is there for all
     run.network.zero_grad(set_to_none=True)
-    losses = torch.tensor(run.losses[:steps], dtype=torch.float64)
+    losses = torch.tensor(run.losses[: job.steps], dtype=torch.float64)
     return Trained(run.averaged_denoiser(), losses, run.seconds)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from molrg.model.mixture import class_labels
-from molrg.model.rows import CHUNK, by_rows, per_level
+from molrg.model.rows import CHUNK, by_rows, check_points, per_level
 from molrg.support.checks import Levels, integer, noise_levels
 
 __all__ = ["POINTS", "ROWS", "EmpiricalDenoiser", "Posterior"]
@@ -262,13 +262,7 @@ class EmpiricalDenoiser:
         return self._casts[key]
 
     def _check(self, x: Tensor, sigma: Levels) -> tuple[Tensor, bool]:
-        if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"x must be a float32 or float64 tensor, got {kind}; convert it with torch.as_tensor"
-            )
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must have shape (N, {self.dim}), got {tuple(x.shape)}")
+        check_points(x, self.dim)
         if x.requires_grad and torch.is_grad_enabled():
             raise ValueError("x must not require gradients; pass x.detach(): `score` is that of `log_prob`")
         return noise_levels(sigma)

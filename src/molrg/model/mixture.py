@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from molrg.model.coefficients import coefficients
 from molrg.model.frame import Frame, Means
-from molrg.model.rows import by_rows, per_level, row_chunks
+from molrg.model.rows import by_rows, check_points, per_level, row_chunks
 from molrg.support.checks import Levels, choice, fraction, integer, is_boolean, noise_levels, nonnegative
 from molrg.support.devices import widest
 
@@ -342,11 +342,9 @@ class LowRankMixture:
             blocks = exact.blocks.to(dtype).to(device)
             basis = blocks if exact.basis is exact.blocks else cast(exact.basis)
             means = None
-            if (given := exact.means) is not None:
-                centre, inside, own = (
-                    m.to(dtype).to(device) for m in (given.centre, given.inside, given.blocks)
-                )
-                means = Means(centre, inside, own, cast(given.outside), cast(given.reading))
+            if exact.means is not None:
+                parts: list[Any] = [cast(getattr(exact.means, field.name)) for field in fields(Means)]
+                means = Means(*parts)
             self._frames[key] = Frame(blocks, basis, cast(exact.mixing), self.num_classes, exact.fills, means)
         return self._frames[key]
 
@@ -387,13 +385,7 @@ class LowRankMixture:
         return Means(centre, inside, own, outside, reading)
 
     def _check(self, x: Tensor, sigma: Levels) -> tuple[Tensor, bool]:
-        if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"x must be a float32 or float64 tensor, got {kind}; convert it with torch.as_tensor"
-            )
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must have shape (N, {self.dim}), got {tuple(x.shape)}")
+        check_points(x, self.dim)
         return noise_levels(sigma)
 
     def _kappa(self, levels: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "by_rows", "per_level", "row_chunks"]
+__all__ = ["CHUNK", "by_rows", "check_points", "per_level", "row_chunks"]
 
 CHUNK = 1 << 20
 """Numbers of workspace per array and chunk of rows: 4 MiB in float32, about a core's cache."""
@@ -31,6 +32,17 @@ def by_rows(x: Tensor, function: Callable[[slice], Tensor], size: int, dim: int,
     for rows in chunks[1:]:
         result[:, rows] = function(rows)
     return result.squeeze(0) if squeeze else result
+
+
+def check_points(x: Tensor, dim: int) -> None:
+    """Raise ValueError unless x is (N, dim), float32 or float64."""
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"x must be a float32 or float64 tensor, got {kind}; convert it with torch.as_tensor"
+        )
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"x must have shape (N, {dim}), got {tuple(x.shape)}")
 
 
 def per_level(values: Tensor, x: Tensor) -> Tensor:
