@@ -7,16 +7,10 @@ from compendium import pages
 
 MOST_CHARACTERS = 80
 MOST_LINES = 12
-# Pages with longer cells; each leaves this list when its last one goes.
-LONG = {
-    "theory/phase_diagram",
-}
 
 
 @pytest.mark.parametrize("page", pages.page_ids())
-def test_a_visible_cell_is_short(page: str, request: pytest.FixtureRequest) -> None:
-    if page in LONG:
-        request.applymarker(pytest.mark.xfail(reason="has cells that are still too long", strict=True))
+def test_a_visible_cell_is_short(page: str) -> None:
     cells = nbformat.read(pages.notebook_path(page), as_version=4).cells
     visible = [cell.source for cell in cells if cell.cell_type == "code" and pages.is_visible(cell)]
     assert not [source for source in visible if source.count("\n") >= MOST_LINES]
