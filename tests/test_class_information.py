@@ -231,7 +231,7 @@ def test_linear_accuracy_of_snr() -> None:
         assert float(curve[0]) == pytest.approx(1 / k, abs=1e-9)
         assert float(curve[-1]) == pytest.approx(0.5, abs=2e-3)
         assert (curve.diff() > -1e-12).all()
-    found = class_information.linear_accuracy_of_snr(3, [0.5, 1.0, 25.0])
+    found = class_information.linear_accuracy_of_snr(3, np.array([0.5, 1.0, 25.0]))
     for value, q in zip(found.tolist(), (1, 6 / 5, 2502 / 101), strict=True):  # orthant of three normals
         assert value == pytest.approx(1 / 4 + math.asin(q / (1 + q)) / (2 * math.pi), abs=1e-12)
 
