@@ -31,7 +31,11 @@ p = Page.read("part/page")
 check = claims.Checker("part/page", p)"""
 CHECK = """\
 check.identity("one against one", error=1e-13, bound=1e-9)
-check.claim("one-is-one", "reproduced" if p.num_classes < 100 else "not reproduced", "1 against 1")"""
+check.claim(
+    "one-is-one",
+    "reproduced" if p.num_classes < 100 else "not reproduced",
+    "1 against 1",
+)"""
 CLAIMS = "one-is-one: {statement: One is one., source: Here, page: part/page, verdict: reproduced}\n"
 
 
