@@ -107,7 +107,7 @@ def test_each_level_is_what_extract_gives(
 def test_image_networks(model: str, tmp_path: Path) -> None:
     data = images.load("digits")
     size = {key: denoisers.SMOKE[model][key] for key in ("width", "depth")}
-    denoiser, x0 = denoisers.build(data, model, **size, seed=0), data.train_images[:50]
+    denoiser, x0 = denoisers.build(data, model, size["width"], size["depth"], seed=0), data.train_images[:50]
     with torch.no_grad():  # blocks of a fresh DiT are the identity
         for parameter in denoiser.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator()))

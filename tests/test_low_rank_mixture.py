@@ -128,7 +128,7 @@ def test_one_level_a_point(mixture: LowRankMixture, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("molrg.model.rows.CHUNK", 1)
     torch.testing.assert_close(mixture.denoise(x, sigma), found, rtol=1e-12, atol=1e-13)
     with pytest.raises(ValueError, match="one level for each of the 300 points, got 2;"):
-        mixture.denoise(x, [0.1, 0.2])
+        mixture.denoise(x, torch.tensor([0.1, 0.2]))
 
 
 def test_chunks_and_sweeps_change_nothing(mixture: LowRankMixture, monkeypatch: pytest.MonkeyPatch) -> None:

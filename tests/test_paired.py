@@ -1,5 +1,7 @@
 """Paired comparison over seeds, and the parameters that pages on mixtures share."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -20,7 +22,7 @@ def test_paired_is_students_test() -> None:
 
 
 def test_classes_must_fit_into_the_space() -> None:
-    values = {"num_classes": 3, "rank": 5, "delta": 0.2, "size": "smoke"}
+    values: dict[str, Any] = {"num_classes": 3, "rank": 5, "delta": 0.2, "size": "smoke"}
     assert MixturePage(dim=15, **values).model == (3, 5, 0.2)
     with pytest.raises(ValidationError, match="num_classes \\* rank must be <= dim"):
         MixturePage(dim=14, **values)

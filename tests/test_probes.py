@@ -287,7 +287,7 @@ def test_class_subspaces_are_the_leading_singular_vectors(dim: int, own_labels: 
 def readings(features: Tensor, labels: Tensor) -> list[Tensor]:
     """All that is read out of features, on themselves, and that a factor does not change."""
     seed = torch.Generator().manual_seed(0)
-    fits = [
+    fits: list[Any] = [
         probes.fit_logistic(features, labels),
         probes.select_logistic(features, labels, generator=seed),
         probes.select_logistic_curve(features, labels, generator=seed),
@@ -295,8 +295,8 @@ def readings(features: Tensor, labels: Tensor) -> list[Tensor]:
         subspaces.class_subspaces(features, labels, 2, unit=True),
     ]
     found = [fit.accuracy(features, labels) for fit in fits]
-    found += [fit.snr(features, labels, kind) for fit in fits[3:] for kind in ("residual", "classes")]  # type: ignore[union-attr]
-    return [*found, fits[0].logits(features), subspaces.unit_features(features)[0]]  # type: ignore[union-attr]
+    found += [fit.snr(features, labels, kind) for fit in fits[3:] for kind in ("residual", "classes")]
+    return [*found, fits[0].logits(features), subspaces.unit_features(features)[0]]
 
 
 @pytest.mark.parametrize("factor", [1e-29, 1e-25, 1e-10, 1e18, 1e28])
@@ -339,7 +339,7 @@ def test_features_of_another_precision_than_the_fit() -> None:
             assert abs(fit.accuracy(other, labels) - fit.accuracy(train, labels)) < 0.005
 
 
-BROKEN = {
+BROKEN: dict[str, Any] = {
     "NaN": torch.where(X > 0, math.nan, X),
     "infinity": torch.where(X > 0, math.inf, X),
     "NumPy": X.numpy(),

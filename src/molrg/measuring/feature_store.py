@@ -211,7 +211,8 @@ def sweep(
     counts = [draws if added else 1 for added in noises]
     steps = [(level, first, draw) for level, first in mine for draw in range(counts[level])]
     inputs = chain((noised(*step) for step in steps), [images[:0]])
-    x, total = next(inputs), {}
+    x = next(inputs)
+    total: dict[str, Tensor] = {}
     for level, first, draw in tqdm(steps, desc="features", disable=not (progress and together.is_main)):
         values = passed(level, x)
         x = next(inputs)  # whose noise is drawn while a GPU works on that pass
