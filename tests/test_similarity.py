@@ -64,7 +64,7 @@ def test_wrong_input_is_named() -> None:
         with pytest.raises(ValueError, match=r"have samples and dimensions, got \(10,\)"):
             measure(a, gaussian(10))
         with pytest.raises(ValueError, match="must be a floating-point tensor, got ndarray"):
-            measure(a, a.numpy())
+            measure(a, a.numpy())  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"must be a floating-point tensor, got torch\.int64"):
             measure(a.long(), a.long())
         for broken in (torch.nan, torch.inf):

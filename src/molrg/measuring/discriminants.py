@@ -30,7 +30,7 @@ class LinearDiscriminants:
 
     def scores(self, features: Tensor) -> Tensor:
         """Return the class scores (P, N, K) of features (P, N, D)."""
-        check_features(features, self.weight.shape[0], self.weight.shape[1])
+        features = check_features(features, self.weight.shape[0], self.weight.shape[1]).to(self.weight.dtype)
         scaled = (features - self.mean[:, None]) / self.scale[:, None]
         return torch.baddbmm(self.bias[:, None], scaled, self.weight)
 
@@ -81,7 +81,7 @@ def fit_discriminants(
     Source: R. A. Fisher (1936); Hastie, Tibshirani & Friedman, The Elements of Statistical Learning,
     Section 4.3.
     """
-    labels, classes = check_training(features, labels, num_classes)
+    features, labels, classes = check_training(features, labels, num_classes)
     ridge = nonnegative("ridge", ridge)
     probes, samples, _ = features.shape
     member = torch.nn.functional.one_hot(labels, classes).to(features.dtype).expand(probes, -1, -1)
