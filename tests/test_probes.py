@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from molrg.measuring import probes, subspaces
+from molrg.measuring import discriminants, probes, subspaces
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -287,15 +287,15 @@ def test_class_subspaces_are_the_leading_singular_vectors(dim: int, own_labels: 
 def readings(features: Tensor, labels: Tensor) -> list[Tensor]:
     """All that is read out of features, on themselves, and that a factor does not change."""
     seed = torch.Generator().manual_seed(0)
-    fits: list[Any] = [
+    fits = [
         probes.fit_logistic(features, labels),
         probes.select_logistic(features, labels, generator=seed),
         probes.select_logistic_curve(features, labels, generator=seed),
-        subspaces.class_subspaces(features, labels, 2),
-        subspaces.class_subspaces(features, labels, 2, unit=True),
     ]
-    found = [fit.accuracy(features, labels) for fit in fits]
-    found += [fit.snr(features, labels, kind) for fit in fits[3:] for kind in ("residual", "classes")]
+    spaces = [subspaces.class_subspaces(features, labels, 2, unit=unit) for unit in (False, True)]
+    found = [fit.accuracy(features, labels) for fit in (*fits, *spaces)]
+    found += [discriminants.fit_discriminants(features, labels).accuracy(features, labels)]
+    found += [each.snr(features, labels, kind) for each in spaces for kind in ("residual", "classes")]
     return [*found, fits[0].logits(features), subspaces.unit_features(features)[0]]
 
 
@@ -334,9 +334,11 @@ def test_half_precision_is_read_as_single_precision(dtype: torch.dtype) -> None:
 def test_features_of_another_precision_than_the_fit() -> None:
     train, labels, _, _ = random_features(0)
     train = train[None, :, :20]
-    for fit in (probes.fit_logistic(train, labels), subspaces.class_subspaces(train, labels, 2, unit=True)):
+    spaces = subspaces.class_subspaces(train, labels, 2, unit=True)
+    for fit in (probes.fit_logistic(train, labels), discriminants.fit_discriminants(train, labels), spaces):
         for other in (train.double(), train.half()):
-            assert abs(fit.accuracy(other, labels) - fit.accuracy(train, labels)) < 0.005
+            gap = fit.accuracy(other, labels) - fit.accuracy(train, labels)  # type: ignore[attr-defined]
+            assert abs(gap) < 0.005
 
 
 BROKEN: dict[str, Any] = {
@@ -357,10 +359,14 @@ BROKEN: dict[str, Any] = {
 def test_every_public_function_refuses_what_it_cannot_read(name: str) -> None:
     broken, fit = BROKEN[name], probes.fit_logistic(X, Y)
     spaces = subspaces.class_subspaces(X, Y, 1)
+    linear = discriminants.fit_discriminants(X, Y, 1.0)
     calls: dict[str, Any] = {
         "fit_logistic": lambda: probes.fit_logistic(broken, Y),
         "select_logistic": lambda: probes.select_logistic(broken, Y),
         "select_logistic_curve": lambda: probes.select_logistic_curve(broken, Y),
+        "fit_discriminants": lambda: discriminants.fit_discriminants(broken, Y),
+        "scores": lambda: linear.scores(broken),
+        "discriminant accuracy": lambda: linear.accuracy(broken, Y),
         "logits": lambda: fit.logits(broken),
         "predict": lambda: fit.predict(broken),
         "accuracy": lambda: fit.accuracy(broken, Y),

@@ -30,7 +30,7 @@ class LinearDiscriminants:
 
     def scores(self, features: Tensor) -> Tensor:
         """Return the class scores (P, N, K) of features (P, N, D)."""
-        features = check_features(features, self.weight.shape[0], self.weight.shape[1])
+        features = check_features(features, self.weight.shape[0], self.weight.shape[1]).to(self.weight.dtype)
         scaled = (features - self.mean[:, None]) / self.scale[:, None]
         return torch.baddbmm(self.bias[:, None], scaled, self.weight)
 

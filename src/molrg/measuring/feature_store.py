@@ -185,9 +185,9 @@ def sweep(
             part = part + size * eps.to(part)
         return part.to(device)
 
-    for name, values in passed(0, images[:1].to(device)).items():
-        if values.ndim != 2:
-            raise ValueError(f"reduce must return (B, C), got {tuple(values.shape)} of layer {name}")
+    for name, one in passed(0, images[:1].to(device)).items():
+        if one.ndim != 2:
+            raise ValueError(f"reduce must return (B, C), got {tuple(one.shape)} of layer {name}")
     manifest = {
         "weights": digest(list(denoiser.state_dict().values())),
         "network": hashlib.sha256(structure(denoiser).encode()).hexdigest()[:16],
@@ -211,8 +211,7 @@ def sweep(
     counts = [draws if added else 1 for added in noises]
     steps = [(level, first, draw) for level, first in mine for draw in range(counts[level])]
     inputs = chain((noised(*step) for step in steps), [images[:0]])
-    x = next(inputs)
-    total: dict[str, Tensor] = {}
+    x, total = next(inputs), dict[str, Tensor]()
     for level, first, draw in tqdm(steps, desc="features", disable=not (progress and together.is_main)):
         values = passed(level, x)
         x = next(inputs)  # whose noise is drawn while a GPU works on that pass

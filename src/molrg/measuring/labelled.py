@@ -1,7 +1,6 @@
 """Checks of features and of their labels, and the share of labels that are predicted."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,7 +81,7 @@ def check_features(features: Tensor, probes: int | None = None, dim: int | None 
     return features
 
 
-def check_labels(labels: Tensor, shape: Sequence[int], num_classes: int | None = None) -> Tensor:
+def check_labels(labels: Tensor, shape: tuple[int, ...], num_classes: int | None = None) -> Tensor:
     """Return labels, (N,) or (P, N) for `shape` (P, N), as int64; raises ValueError outside 0 ... K - 1."""
     kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
     if kind not in _INTEGERS:
