@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from compendium import results
+from compendium.values import difference
 from experiments.learned import bench
 from experiments.learned import clean_or_noisy as experiment
 from molrg import snr
@@ -145,7 +145,7 @@ def test_run_again_it_gives_the_same(tmp_path: Path) -> None:
     tiny |= {"seeds": 1, "width": 8}
     first = experiment.run(**tiny, workdir=tmp_path)
     for folder in (tmp_path, tmp_path / "new"):
-        assert values.difference(first, experiment.run(**tiny, workdir=folder)) == 0
+        assert difference(first, experiment.run(**tiny, workdir=folder)) == 0
 
 
 BLIND: dict[str, Any] = {
@@ -158,7 +158,7 @@ def test_blind_networks_learn_and_repeat(tmp_path: Path, found: dict[str, Any]) 
     assert first["inputs"] == found["inputs"]
     assert first["snr"].shape == first["error"].shape == (2, 4)
     assert (first["error"][:, 2] < 2 * found["exact"]["error"][:, 2, 1]).all()  # of the same points
-    assert values.difference(first, experiment.blind(**BLIND, workdir=tmp_path / "two")) == 0
+    assert difference(first, experiment.blind(**BLIND, workdir=tmp_path / "two")) == 0
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,8 @@ def readings(features: Tensor, labels: Tensor) -> list[Tensor]:
         probes.select_logistic_curve(features, labels, generator=seed),
     ]
     spaces = [subspaces.class_subspaces(features, labels, 2, unit=unit) for unit in (False, True)]
-    found = [fit.accuracy(features, labels) for fit in (*fits, *spaces)]
+    found = [fit.accuracy(features, labels) for fit in fits]
+    found += [each.accuracy(features, labels) for each in spaces]
     found += [discriminants.fit_discriminants(features, labels).accuracy(features, labels)]
     found += [each.snr(features, labels, kind) for each in spaces for kind in ("residual", "classes")]
     return [*found, fits[0].logits(features), subspaces.unit_features(features)[0]]
@@ -337,7 +338,7 @@ def test_features_of_another_precision_than_the_fit() -> None:
     spaces = subspaces.class_subspaces(train, labels, 2, unit=True)
     for fit in (probes.fit_logistic(train, labels), discriminants.fit_discriminants(train, labels), spaces):
         for other in (train.double(), train.half()):
-            gap = fit.accuracy(other, labels) - fit.accuracy(train, labels)  # type: ignore[attr-defined]
+            gap = fit.accuracy(other, labels) - fit.accuracy(train, labels)
             assert abs(gap) < 0.005
 
 
