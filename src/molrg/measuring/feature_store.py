@@ -134,10 +134,9 @@ def sweep(
     added
         Standard deviation of the noise in the input: a number, or one for each sigma. None: the sigmas, which
         is the noisy input; 0: the clean input.
-    draws
-        Noise draws to average the features over; inputs without noise are computed once.
-    seed
-        Of the noise, see `epsilon`.
+    draws, seed
+        Noise draws to average the features over, and their seed, see `epsilon`. Inputs without noise are
+        computed once.
     folder
         Where to keep the features and to go on after a stop: memory then holds one chunk. Several processes
         need one that all of them see. None: in memory.
