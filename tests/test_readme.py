@@ -24,9 +24,11 @@ def test_picture_is_that_of_the_front_page() -> None:
     assert base64.b64decode(pictures[0]) == (ROOT / "book" / "_static" / "overview.png").read_bytes()
 
 
-def test_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    exec(compile(code, "README.md", "exec"), {})
+def test_examples_run() -> None:
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(examples) == 2
+    for code in examples:
+        exec(compile(code, "README.md", "exec"), {})
 
 
 def test_pages_and_links_exist() -> None:
