@@ -24,15 +24,15 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def _keep(path: Path) -> None:
-    """Make `previous(path)` another name of the file at `path`, or where there are no such names, a copy."""
-    spare = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _second_name(path: Path) -> Path:
+    """Give the file at `path` another name, or where there are no such names, copy it; return that name."""
+    spare = path.with_name(f".{previous(path).name}.part")
     spare.unlink(missing_ok=True)
     try:
         os.link(path, spare)
     except OSError:
         shutil.copyfile(path, spare)
-    os.replace(spare, previous(path))
+    return spare
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -146,9 +146,15 @@ class RunFile:
     def save(self) -> None:
         if self.writes:
             fingerprint = self._fingerprint | self.run.past(self.run.steps_done)
-            if self._is_intact and self.path.exists():
-                _keep(self.path)
-            save(self.path, self.run.state(), {"run": json.dumps(fingerprint)})
+            old = _second_name(self.path) if self._is_intact and self.path.exists() else None
+            try:
+                save(self.path, self.run.state(), {"run": json.dumps(fingerprint)})
+            except BaseException:
+                if old is not None:
+                    old.unlink()
+                raise
+            if old is not None:
+                old.replace(previous(self.path))
         self.good_step, self._is_intact, self._written = self.run.steps_done, True, time.monotonic()
 
     def __str__(self) -> str:
