@@ -181,7 +181,7 @@ def test_killed_at_random_moments_the_stored_result_is_that_of_the_uninterrupted
         return process
 
     def content(name: str) -> dict[str, Any]:
-        (path,) = (tmp_path / name / "parametric_network").glob("*.json")
+        (path,) = (tmp_path / name / "learned.parametric_network").glob("*.json")
         return json.loads(path.read_bytes())
 
     start("warm").join()

@@ -78,7 +78,7 @@ def test_a_monotone_curve_has_no_peak(tmp_path: Path) -> None:
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     first = experiment.run([3], [2], [0.3], workdir=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean-0.3.npy", "noisy-0.3.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean-0.3.npz", "noisy-0.3.npz"]
     again = experiment.run([3], [2], [0.3], workdir=tmp_path)
     assert all(np.array_equal(first[key], again[key]) for key in first)
 
