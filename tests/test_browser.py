@@ -1,5 +1,6 @@
 """The built book in a browser without a network: charts, formulas, phone width, light and dark, words."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ GENERATED = ("genindex.html", "search.html", "py-modindex.html", "prf-prf.html")
 PAGES = sorted(
     path.relative_to(HTML).as_posix()
     for path in HTML.rglob("*.html")
-    if "_static" not in path.parts and path.name not in GENERATED
+    if not {"_static", "molrg"} & {*path.relative_to(HTML).parts} and path.name not in GENERATED
 )
+MOVED = sorted(path.relative_to(HTML).as_posix() for path in HTML.glob("molrg/*.html"))
 
 CHECKS = Path(__file__).with_name("page_checks.js").read_text(encoding="utf-8")
 
@@ -66,6 +68,14 @@ def test_a_page_fits_a_phone_and_is_legible_in_the_dark(browser: Browser, book: 
         assert chart["beyond"] == 0, chart  # no title or legend is cut off
     browser.resize(1200)  # more is shown in a wide window
     assert browser.run("checks.faint(4.5)") == []
+
+
+@pytest.mark.parametrize("page", MOVED)
+def test_an_old_address_leads_to_the_page(browser: Browser, book: str, page: str) -> None:
+    (target,) = re.findall(r'url=([^"]+)"', (HTML / page).read_text(encoding="utf-8"))
+    assert (HTML / page).parent.joinpath(target).resolve().is_file()
+    browser.visit(f"{book}/{Path('molrg', target).as_posix()}")
+    assert browser.run("document.title") != "Moved"
 
 
 def interactive(browser: Browser, book: str) -> dict[str, Any]:
