@@ -50,6 +50,24 @@ def test_probes_do_not_know_of_each_other() -> None:
     torch.testing.assert_close(together[1:2], alone, rtol=1e-12, atol=1e-12)
 
 
+def test_few_components_are_the_principal_ones_of_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
+    features, labels = classes(probes=1)
+    fitted = fit_discriminants(features, labels, ridge=0.3, components=2)
+    x, y = features[0].numpy(), labels.numpy()
+    z = PCA(2).fit_transform((x - x.mean(0)) / x.std(0))
+    means = np.stack([z[y == k].mean(0) for k in range(4)])
+    within = z - means[y]
+    inverse = np.linalg.inv(within.T @ within / len(z) + 0.3 * np.eye(2))
+    prior = np.log(np.bincount(y) / len(y))
+    expected = z @ inverse @ means.T - 0.5 * np.einsum("kd,de,ke->k", means, inverse, means) + prior
+    np.testing.assert_allclose(fitted.scores(features)[0].numpy(), expected, atol=1e-10)
+    for enough in (5, 9):
+        exact = fit_discriminants(features, labels, components=enough).scores(features)
+        torch.testing.assert_close(exact, fit_discriminants(features, labels).scores(features))
+
+
 def test_scaled_features_are_read_alike_and_constant_ones_are_harmless() -> None:
     features, labels = classes()
     wider = torch.cat([features, torch.full_like(features[..., :1], 7.0)], 2)
@@ -67,5 +85,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_discriminants(features.masked_fill(features > 3, float("nan")), labels)
     with pytest.raises(ValueError, match="ridge"):
         fit_discriminants(features, labels, ridge=-1.0)
+    with pytest.raises(ValueError, match="components"):
+        fit_discriminants(features, labels, components=0)
     with pytest.raises(ValueError, match="as in the fit"):
         fit_discriminants(features, labels).predict(features[:, :, :3])

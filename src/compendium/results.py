@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-FREE = ("dataset", "smoke")
+FREE = ("dataset", "prior", "smoke")
 """Parameters that name the data and the size, in which a witness may differ from its run."""
 LARGEST = 5_000_000
 """Largest stored result in bytes: results are committed, so they are to stay small."""

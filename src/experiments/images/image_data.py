@@ -19,7 +19,16 @@ from torch import Tensor
 from molrg import images
 from molrg.images import Images
 
-__all__ = ["BACKGROUNDS", "HELD_OUT", "NAMES", "averaged", "backgrounds", "gaussian_surrogate", "get"]
+__all__ = [
+    "BACKGROUNDS",
+    "HELD_OUT",
+    "NAMES",
+    "averaged",
+    "background",
+    "backgrounds",
+    "gaussian_surrogate",
+    "get",
+]
 
 HELD_OUT = 100
 """Images of each natural class that no network is trained on."""
@@ -69,8 +78,7 @@ def get(name: str) -> Images:
         return gaussian_surrogate(get("natural-16"), by_class=False, name=name)
     if name == "class-gaussians-16":
         return gaussian_surrogate(get("natural-16"), by_class=True, name=name)
-    kind, delta = name.removeprefix("garments+").rsplit("-", 1)
-    return _over(get("garments"), kind, float(delta), name)
+    return _over(get("garments"), name)
 
 
 def averaged(data: Images, factor: int, name: str | None = None) -> Images:
@@ -154,13 +162,25 @@ def backgrounds(kind: str, count: int, side: int, train: bool, seed: int) -> tup
     return patches.flatten(1), labels[chosen]
 
 
-def _over(data: Images, kind: str, delta: float, name: str) -> Images:
+def background(name: str) -> tuple[Tensor, Tensor] | None:
+    """Return what lies behind the training and test garments of data set `name`, or None without any."""
+    if "+" not in name:
+        return None
+    kind, delta = name.removeprefix("garments+").rsplit("-", 1)
+    data = get("garments")
     side = data.shape[1]
     train, test = (
-        part + delta * backgrounds(kind, len(part), side, training, seed)[0]
+        float(delta) * backgrounds(kind, len(part), side, training, seed)[0]
         for part, training, seed in ((data.train_images, True, 1), (data.test_images, False, 2))
     )
-    also = () if kind == "white" else (get("natural-16").digest,)
+    return train, test
+
+
+def _over(data: Images, name: str) -> Images:
+    behind = background(name)
+    assert behind is not None
+    train, test = data.train_images + behind[0], data.test_images + behind[1]
+    also = () if "+white" in name else (get("natural-16").digest,)
     return _changed(data, name, train, test, data.shape, made_with=also)
 
 

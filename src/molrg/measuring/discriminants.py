@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from molrg.measuring.labelled import check_features, check_training, share_correct
-from molrg.support.checks import nonnegative
+from molrg.support.checks import integer, nonnegative
 
 __all__ = ["LinearDiscriminants", "fit_discriminants"]
 
@@ -44,7 +44,11 @@ class LinearDiscriminants:
 
 
 def fit_discriminants(
-    features: Tensor, labels: Tensor, ridge: float = 0.03, num_classes: int | None = None
+    features: Tensor,
+    labels: Tensor,
+    ridge: float = 0.03,
+    num_classes: int | None = None,
+    components: int | None = None,
 ) -> LinearDiscriminants:
     r"""Fit P linear discriminants with pooled covariance.
 
@@ -53,8 +57,10 @@ def fit_discriminants(
 
         argmax_k  z^T A m_k - m_k^T A m_k / 2 + log pi_k,    A = (S + ridge I)^{-1},
 
-    the Bayes rule for Gaussian classes of one covariance S + ridge I. An invertible linear map of the
-    features changes it through the ridge and the standardisation alone.
+    the Bayes rule for Gaussian classes of one covariance S + ridge I. With `components`, z is replaced by its
+    projection on that many leading principal components of the training features, so that blocks of different
+    widths are read through as many numbers. An invertible linear map of the features changes the rule through
+    the ridge, the standardisation and the choice of components alone.
 
     Parameters
     ----------
@@ -66,6 +72,8 @@ def fit_discriminants(
         >= 0, in units of the variance of a feature.
     num_classes
         K; None: the largest label plus one.
+    components
+        How many principal components are read, >= 1; None, or D or more: all features as they are.
 
     Returns
     -------
@@ -83,6 +91,7 @@ def fit_discriminants(
     """
     features, labels, classes = check_training(features, labels, num_classes)
     ridge = nonnegative("ridge", ridge)
+    kept = features.shape[2] if components is None else integer("components", components, 1)
     probes, samples, _ = features.shape
     member = torch.nn.functional.one_hot(labels, classes).to(features.dtype).expand(probes, -1, -1)
     counts = member.sum(1)
@@ -93,10 +102,14 @@ def fit_discriminants(
     scale = features.std(1, correction=0)
     scale = torch.where(scale > 1e-6 * mean.abs(), scale, torch.ones_like(scale))
     scaled = (features - mean[:, None]) / scale[:, None]
+    basis = None
+    if kept < scaled.shape[2]:
+        basis = torch.linalg.eigh(scaled.mT @ scaled).eigenvectors[..., -kept:]
+        scaled = scaled @ basis
     means = (member.mT @ scaled) / counts[..., None]
     within = scaled - member @ means
     covariance = within.mT @ within / samples
     covariance.diagonal(dim1=1, dim2=2).add_(ridge if ridge else 1e-12)
     weight = torch.linalg.solve(covariance, means.mT)
     bias = (counts / samples).log() - 0.5 * (means * weight.mT).sum(2)
-    return LinearDiscriminants(weight, bias, mean, scale)
+    return LinearDiscriminants(weight if basis is None else basis @ weight, bias, mean, scale)
