@@ -94,19 +94,20 @@ class Training:
 
 _NATURAL, _GARMENTS, _SMALL = "unet-32-64-96", "unet-32-64", "unet-32-48"
 _CONTEST = ("garments", *(f"garments+{kind}-{delta:g}" for kind, delta in image_data.BACKGROUNDS))
+_SURROGATES = ("gaussian-16", "class-gaussians-16")
 
 TRAININGS = (
     Training("digits", _SMALL, 0, 20_000),
     Training("natural-16", _NATURAL, 0, 500_000, all_snapshots=True),
     Training("garments", _GARMENTS, 0, 300_000, all_snapshots=True),
-    *(Training("natural-16", _NATURAL, seed, 500_000) for seed in (1, 2)),
+    *(Training(data, _SMALL, 0, 120_000) for data in _CONTEST),
+    *(Training(data, _NATURAL, 0, 100_000) for data in _SURROGATES),
+    Training("natural-16", _NATURAL, 1, 500_000),
+    *(Training(data, _SMALL, seed, 120_000) for seed in (1, 2) for data in _CONTEST),
+    Training("natural-16", _NATURAL, 2, 500_000),
     *(Training("garments", _GARMENTS, seed, 300_000) for seed in (1, 2)),
-    *(Training(data, _SMALL, seed, 120_000) for seed in (0, 1, 2) for data in _CONTEST),
-    *(
-        Training(data, _NATURAL, seed, 300_000)
-        for seed in (0, 1)
-        for data in ("gaussian-16", "class-gaussians-16")
-    ),
+    *(Training(data, _NATURAL, 1, 100_000) for data in _SURROGATES),
+    *(Training(data, _NATURAL, seed, 300_000) for seed in (0, 1) for data in _SURROGATES),
     Training("natural-16", _NATURAL, 0, 1_500_000, all_snapshots=True),
 )
 """All trainings, the most valuable first; the last one continues the first."""
