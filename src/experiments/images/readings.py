@@ -28,6 +28,7 @@ from molrg.support import devices
 from molrg.support.checks import integer
 
 __all__ = [
+    "COARSE",
     "INPUTS",
     "LEVELS",
     "PIXELS",
@@ -45,13 +46,14 @@ INPUTS = ("noisy", "clean")
 LEVELS = (*noise.IMAGE_LEVELS, 5.0)
 READOUTS = ("mean", "mean, 32 numbers", "3 x 3 grid, 256 numbers")
 """Mean over positions, all channels; the same in 32 principal components; means of a 3 x 3 grid in 256."""
+COARSE = "mean, coarse labels"
+"""The first readout for the coarse groups of the classes, where the data have them."""
 RIDGE = 0.03
 RANK = 5
 """Directions of a class subspace, as published."""
 UNTRAINED, RANDOM, PIXELS = "untrained", "random filters", "pixels"
 """Controls that stand in the place of a number of images seen."""
 
-_COMPONENTS = {"mean": None, "mean, 32 numbers": 32, "3 x 3 grid, 256 numbers": 256}
 _Reader = Callable[[Tensor, float], dict[str, Tensor]]
 
 
@@ -92,7 +94,8 @@ def run(
     -------
     dict
         `blocks` (B names, from the input to the output; the denoised image is the last of a network's);
-        `tests` (R, I, B, S, N / 8): whether each of N test images is read rightly by each readout at each
+        `readouts` (R names), READOUTS and, where the data have coarse groups of classes, COARSE; `tests`
+        (R, I, B, S, N / 8): whether each of N test images is read rightly by each readout at each
         level, packed, see `right`; `validation` (R, I, B, S) accuracies; of the means over positions, with
         class subspaces of the labelled images and on test images, (I, B, S): `nearest`, accuracy of the
         nearest subspace, `snr` and `csnr`, the class SNR with denominators `residual` and `classes`;
@@ -108,6 +111,7 @@ def run(
     judges = probe_sets.draw(data.test_labels, shares, torch.Generator().manual_seed(2))
     x0 = torch.cat([data.train_images[known], data.test_images[judges]])
     answers = torch.cat([data.train_labels[known], data.test_labels[judges]])
+    groups = None if data.coarse_of_class is None else data.coarse_of_class[answers]
     behind = image_data.background(dataset)
     scenes = None if behind is None else torch.cat([behind[0][known], behind[1][judges]])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
@@ -116,7 +120,7 @@ def run(
 
     def at(kind: str, sigma: float) -> dict[str, Any]:
         found = read(x0 + sigma * eps if kind == "noisy" else x0, sigma)
-        return _figures(found, answers, ends, data.num_classes, scenes)
+        return _figures(found, answers, groups, ends, scenes)
 
     parts = [
         [resume.arrays(Path(workdir) / f"{kind}-{sigma:g}.npz", at, kind, sigma) for sigma in levels]
@@ -129,6 +133,7 @@ def run(
     }
     result: dict[str, Any] = {
         "blocks": parts[0][0]["blocks"].tolist(),
+        "readouts": [*READOUTS, *([] if groups is None else [COARSE])],
         "levels": [float(sigma) for sigma in levels],
         "count": len(x0) - ends[1],
     }
@@ -181,36 +186,41 @@ def stored(
 def _figures(
     found: dict[str, Tensor],
     answers: Tensor,
+    groups: Tensor | None,
     ends: tuple[int, int],
-    classes: int,
     scenes: Tensor | None,
 ) -> dict[str, Any]:
-    """The arrays of `run` at one input and level."""
-    tests, validation, nearest, ratios, behind = [], [], [], [], []
-    fit, choose, judge = answers.tensor_split(ends)
+    """The arrays of `run` at one input and level, (R, B, ...) and (B,)."""
+    parts: dict[str, list[Any]] = {"tests": [], "validation": [], "nearest": [], "snr": [], "csnr": []}
+    fit, _, judge = answers.tensor_split(ends)
     for values in found.values():
         grid, mean = (values, values) if values.ndim == 2 else (values[..., 1:].flatten(1), values[..., 0])
-        for readout in READOUTS:
-            train, other, test = (grid if "grid" in readout else mean).tensor_split(ends)
-            fitted = fit_discriminants(train[None], fit, RIDGE, classes, _COMPONENTS[readout])
-            validation.append(float((fitted.predict(other[None])[0] == choose).double().mean()))
-            tests.append(np.packbits((fitted.predict(test[None])[0] == judge).numpy()))
+        readings = [(mean, answers, None), (mean, answers, 32), (grid, answers, 256)]
+        readings += [] if groups is None else [(mean, groups, None)]
+        rights = [_rights(z, labels, components, ends) for z, labels, components in readings]
+        parts["validation"].append([chosen.double().mean() for chosen, _ in rights])
+        parts["tests"].append([np.packbits(judged.numpy()) for _, judged in rights])
         train, _, test = mean.tensor_split(ends)
-        spaces = subspaces.class_subspaces(train[None], fit, RANK, classes, unit=True)
-        nearest.append(spaces.accuracy(test[None], judge).item())
-        ratios.append([spaces.snr(test[None], judge, kind).item() for kind in ("residual", "classes")])
+        spaces = subspaces.class_subspaces(train[None], fit, RANK, unit=True)
+        parts["nearest"].append(spaces.accuracy(test[None], judge).item())
+        parts["snr"].append(spaces.snr(test[None], judge, "residual").item())
+        parts["csnr"].append(spaces.snr(test[None], judge, "classes").item())
         if scenes is not None:
-            behind.append(_explained(grid, scenes, ends))
-    blocks, readouts = len(found), len(READOUTS)
-    arrays: dict[str, Any] = {
-        "blocks": list(found),
-        "tests": np.stack(tests).reshape(blocks, readouts, -1).swapaxes(0, 1),
-        "validation": np.array(validation).reshape(blocks, readouts).T,
-        "nearest": np.array(nearest),
-        "snr": np.array(ratios)[:, 0],
-        "csnr": np.array(ratios)[:, 1],
-    }
-    return arrays | ({} if scenes is None else {"background": np.array(behind)})
+            parts.setdefault("background", []).append(_explained(grid, scenes, ends))
+    arrays: dict[str, Any] = {key: np.array(each) for key, each in parts.items()}
+    for key in ("tests", "validation"):
+        arrays[key] = arrays[key].swapaxes(0, 1)
+    return arrays | {"blocks": list(found)}
+
+
+def _rights(
+    z: Tensor, labels: Tensor, components: int | None, ends: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Which validation and which test images a discriminant of the labelled ones reads rightly."""
+    train, choose, judge = z.tensor_split(ends)
+    fit, chosen, judged = labels.tensor_split(ends)
+    fitted = fit_discriminants(train[None], fit, RIDGE, components=components)
+    return fitted.predict(choose[None])[0] == chosen, fitted.predict(judge[None])[0] == judged
 
 
 def _explained(values: Tensor, scenes: Tensor, ends: tuple[int, int]) -> float:
