@@ -22,6 +22,7 @@ from molrg.images import Images
 __all__ = [
     "BACKGROUNDS",
     "HELD_OUT",
+    "LARGEST_SIDE",
     "NAMES",
     "averaged",
     "background",
@@ -32,6 +33,9 @@ __all__ = [
 
 HELD_OUT = 100
 """Images of each natural class that no network is trained on."""
+
+LARGEST_SIDE = 16
+"""Pixels to a side of own images, which are averaged to fewer where they have more."""
 
 BACKGROUNDS: tuple[tuple[str, float], ...] = (
     ("photographs", 0.1),
@@ -58,12 +62,23 @@ NAMES = (
 
 @lru_cache(maxsize=16)
 def get(name: str) -> Images:
-    """Return the data set `name`, one of NAMES.
+    """Return the data set `name`, one of NAMES; or own images, a name or path for `molrg.images.load`.
+
+    Own images are averaged to sides of at most LARGEST_SIDE, where a whole number of pixels allows it.
 
     Raises ValueError for an unknown name, FileNotFoundError where what it is made from is missing.
     """
     if name not in NAMES:
-        raise ValueError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
+        data = _loaded(name)
+        sides = data.shape[1:]
+        whole = [n for n in range(1, min(sides) + 1) if all(side % n == 0 for side in sides)]
+        fitting = [n for n in whole if max(sides) <= n * LARGEST_SIDE]
+        if not fitting:
+            raise ValueError(
+                f"{data.name} is {sides[0]} x {sides[1]} and cannot be averaged to {LARGEST_SIDE} pixels or "
+                "fewer by whole blocks: bring it to another size, such as a multiple of 16"
+            )
+        return averaged(data, fitting[0])
     if name == "digits":
         return images.load("digits")
     if name == "natural-32":
@@ -79,6 +94,14 @@ def get(name: str) -> Images:
     if name == "class-gaussians-16":
         return gaussian_surrogate(get("natural-16"), by_class=True, name=name)
     return _over(get("garments"), name)
+
+
+def _loaded(name: str) -> Images:
+    """Own images; a name that is none gives the names of this module as well."""
+    try:
+        return images.load(name)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{error}; or one of {', '.join(NAMES)}") from error
 
 
 def averaged(data: Images, factor: int, name: str | None = None) -> Images:

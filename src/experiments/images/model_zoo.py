@@ -59,6 +59,7 @@ __all__ = [
     "ship",
     "snapshot_file",
     "train",
+    "trained",
 ]
 
 SNAPSHOTS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -127,7 +128,7 @@ def known_as(training: Training, data: Images) -> str:
 def folder(training: Training, data: Images) -> Path:
     """Return the folder of a training's checkpoint and snapshots."""
     key = hashlib.sha256(known_as(training, data).encode()).hexdigest()[:12]
-    return networks_folder() / f"{training.name}-{key}"
+    return networks_folder() / f"{data.name}-{training.network}-{training.seed}-{key}"
 
 
 def train(training: Training, wait: bool = True) -> None:
@@ -142,6 +143,12 @@ def train(training: Training, wait: bool = True) -> None:
         for images in training.ends:
             if free and not snapshot_file(training, data, images).exists():
                 _train_to(training, data, place, images)
+
+
+def trained(training: Training) -> nn.Module:
+    """Return the network at the end of a training, which goes on from where it stopped or is done."""
+    train(training)
+    return zoo.read(snapshot_file(training, image_data.get(training.data), training.images)).denoiser
 
 
 def snapshot_file(training: Training, data: Images, images: int) -> Path:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from compendium import results, resume
-from experiments.images import image_data, probe_sets
-from molrg.images import Images, zoo
+from experiments.images import denoisers, image_data, model_zoo, probe_sets
+from molrg import images as image_sets
+from molrg.images import zoo
 from molrg.measuring import features, subspaces
 from molrg.measuring.discriminants import fit_discriminants
 from molrg.model import noise
@@ -32,6 +33,7 @@ __all__ = [
     "INPUTS",
     "LEVELS",
     "PIXELS",
+    "PUBLISHED",
     "RANDOM",
     "RANK",
     "READOUTS",
@@ -53,7 +55,10 @@ RANK = 5
 """Directions of a class subspace, as published."""
 UNTRAINED, RANDOM, PIXELS = "untrained", "random filters", "pixels"
 """Controls that stand in the place of a number of images seen."""
+PUBLISHED = "published"
+"""Stands there for a checkpoint that was trained elsewhere."""
 
+_CHANNELS = {"+": (32, 48), "digits": (32, 48), "garments": (32, 64), "": (32, 64, 96)}
 _Reader = Callable[[Tensor, float], dict[str, Tensor]]
 
 
@@ -77,11 +82,13 @@ def run(
     dataset
         The images shown, a name of `image_data`.
     prior
-        The images that the network was trained on; mostly the same name.
+        The images that the network was trained on; mostly the same name. Or a published checkpoint, its
+        folder or owner/name, which is shown the images at their own size.
     channels, seed
         Of the network: (32, 64) stands for the kind `unet-32-64` of `zoo.CHANNELS`.
     images
-        How many it has seen; or a control: UNTRAINED, RANDOM (one layer of as many filters as the widest
+        How many it has seen: a network of the zoo, or of own images, then it is trained; or PUBLISHED; or a
+        control: UNTRAINED, RANDOM (one layer of as many filters as the widest
         block has channels) or PIXELS.
     labels, validation
         Training images with labels, and others that choose block and level; as many of each class.
@@ -104,7 +111,12 @@ def run(
 
     Raises ValueError for arguments outside their ranges, FileNotFoundError where data are missing.
     """
-    data, own = image_data.get(dataset), image_data.get(prior)
+    if images == PUBLISHED:
+        data, denoiser, _ = denoisers.get(image_sets.load(dataset), prior, seed, smoke=False)
+        levels, read = denoisers.usable_levels(denoiser, levels), _blocks(denoiser)
+    else:
+        data = image_data.get(dataset)
+        read = _reader(prior, f"unet-{'-'.join(map(str, channels))}", images, seed)
     counts = probe_sets.equal(data.train_labels, labels + validation, data.class_names)
     known = probe_sets.draw(data.train_labels, counts, torch.Generator().manual_seed(0))
     shares = probe_sets.proportional(data.test_labels, tests, data.class_names)
@@ -115,7 +127,6 @@ def run(
     behind = image_data.background(dataset)
     scenes = None if behind is None else torch.cat([behind[0][known], behind[1][judges]])
     eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
-    read = _reader(own, prior, f"unet-{'-'.join(map(str, channels))}", images, seed)
     ends = (labels, labels + validation)
 
     def at(kind: str, sigma: float) -> dict[str, Any]:
@@ -157,30 +168,43 @@ def stored(
     channels: Sequence[int] | None = None,
     smoke: bool = False,
 ) -> results.Record:
-    """Load or compute the reading of a network of the zoo, or of a control, at the sizes that pages use.
+    """Load or compute the reading of a network, or of a control, at the sizes that pages use.
 
     6,000 labelled, 1,500 validation and 4,500 (natural) or 5,000 (garments) test images; with backgrounds
-    3,000, 1,000 and 4,000; `smoke` reads the digits' network, in seconds.
+    3,000, 1,000 and 4,000; of own images as many as there are up to this. `smoke` reads the digits' network,
+    in seconds.
     """
     trained = dataset if prior is None else prior
-    small = {
-        "labels": 200,
-        "validation": 100,
-        "tests": 150,
-        "seed": 0,
-        "dataset": "digits",
-        "prior": "digits",
-    }
-    small |= {"channels": [32, 48], "images": images if isinstance(images, str) else 20_000}
+    small: dict[str, Any] = {"dataset": "digits", "prior": "digits", "channels": [32, 48], "seed": 0}
+    small |= {"labels": 200, "validation": 100, "tests": 150, "images": images}
+    if isinstance(images, int):
+        small["images"] = 20_000
+    if smoke:
+        return results.load_or_compute(run, small, witness=small, tolerance=0.05)
     sizes = {"labels": 6000, "validation": 1500, "tests": 5000 if dataset == "garments" else 4500}
     if "+" in dataset:
         sizes = {"labels": 3000, "validation": 1000, "tests": 4000}
-    kind = {"digits": (32, 48), "garments": (32, 64)}.get(
-        trained, (32, 48) if "+" in trained else (32, 64, 96)
+    if dataset not in image_data.NAMES:
+        data = image_sets.load(dataset)
+        classes, each = data.num_classes, int(data.train_labels.bincount().min())
+        sizes = {
+            "labels": classes * min(6000 // classes, 3 * each // 4),
+            "validation": classes * min(1500 // classes, each // 4),
+            "tests": min(5000, len(data.test_images)),
+        }
+    if channels is None:
+        channels = next((kind for name, kind in _CHANNELS.items() if name in trained), (32, 64, 96))
+    chosen = {
+        "dataset": dataset,
+        "prior": trained,
+        "channels": list(channels),
+        "images": images,
+        "seed": seed,
+    }
+    own = images == PUBLISHED or dataset not in image_data.NAMES  # there is no smaller run of the same kind
+    return results.load_or_compute(
+        run, chosen | sizes, witness=chosen | sizes if own else small, tolerance=0.05
     )
-    chosen = {"dataset": dataset, "prior": trained, "channels": list(channels or kind)}
-    chosen |= {"images": images, "seed": seed, **sizes}
-    return results.load_or_compute(run, small if smoke else chosen, witness=small, tolerance=0.05)
 
 
 def _figures(
@@ -244,10 +268,11 @@ def _mean_and_grid(activations: Tensor) -> Tensor:
     return torch.cat([features.spatial_mean(activations)[..., None], grid], 2)
 
 
-def _reader(data: Images, name: str, network: str, images: int | str, seed: int) -> _Reader:
+def _reader(prior: str, network: str, images: int | str, seed: int) -> _Reader:
     """From x and sigma to what `_mean_and_grid` keeps of each block."""
     if images == PIXELS:
         return lambda x, _: {PIXELS: x}
+    data = image_data.get(prior)
     generator = torch.Generator().manual_seed(seed)
     sigma_data = float(data.train_images.std())
     if images == RANDOM:
@@ -262,9 +287,14 @@ def _reader(data: Images, name: str, network: str, images: int | str, seed: int)
 
         return filtered
     if images == UNTRAINED:
-        denoiser: nn.Module = zoo.build(network, data.shape, sigma_data, generator)
-    else:
-        denoiser = zoo.load(name, seed, integer("images", images, 1), network=network).denoiser
+        return _blocks(zoo.build(network, data.shape, sigma_data, generator))
+    seen = integer("images", images, 1)
+    if prior in image_data.NAMES:
+        return _blocks(zoo.load(prior, seed, seen, network=network).denoiser)
+    return _blocks(model_zoo.trained(model_zoo.Training(prior, network, seed, seen)))
+
+
+def _blocks(denoiser: nn.Module) -> _Reader:
     denoiser = denoiser.to(devices.best())
     layers = (*features.default_layers(denoiser), features.DENOISED)
 
