@@ -99,7 +99,7 @@ def test_controls_are_read_as_the_blocks_are(shipped: zoo.Preconditioned, tmp_pa
     trained = readings.run(**SMALL, images=64, workdir=tmp_path / "trained")
     assert untrained["blocks"] == trained["blocks"]
     assert untrained["blocks"][-1] == "denoised"
-    assert readings.right(trained).shape == (3, 2, 6, 2, 150)
+    assert readings.right(trained).shape == (4, 2, 6, 2, 150)
 
 
 def test_coarse_labels_are_a_readout_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on(
         readings.run(**SMALL, images=64, workdir=tmp_path / "stopped")
     again = readings.run(**SMALL, images=64, workdir=tmp_path / "stopped")
     assert len(calls) == 3 + 2  # two levels were there
-    for key in ("tests", "validation", "nearest", "snr", "csnr"):
+    for key in ("tests", "validation", "snr", "csnr"):
         np.testing.assert_array_equal(again[key], whole[key])
 
 

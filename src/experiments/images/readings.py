@@ -32,6 +32,7 @@ __all__ = [
     "COARSE",
     "INPUTS",
     "LEVELS",
+    "NEAREST",
     "PIXELS",
     "PUBLISHED",
     "RANDOM",
@@ -48,6 +49,8 @@ INPUTS = ("noisy", "clean")
 LEVELS = (*noise.IMAGE_LEVELS, 5.0)
 READOUTS = ("mean", "mean, 32 numbers", "3 x 3 grid, 256 numbers")
 """Mean over positions, all channels; the same in 32 principal components; means of a 3 x 3 grid in 256."""
+NEAREST = "nearest subspace of means"
+"""The classes by largest energy in their subspaces, the paper's class-projection classifier."""
 COARSE = "mean, coarse labels"
 """The first readout for the coarse groups of the classes, where the data have them."""
 RIDGE = 0.03
@@ -101,12 +104,11 @@ def run(
     -------
     dict
         `blocks` (B names, from the input to the output; the denoised image is the last of a network's);
-        `readouts` (R names), READOUTS and, where the data have coarse groups of classes, COARSE; `tests`
+        `readouts` (R names), READOUTS, NEAREST and, where the data have coarse groups, COARSE; `tests`
         (R, I, B, S, N / 8): whether each of N test images is read rightly by each readout at each
-        level, packed, see `right`; `validation` (R, I, B, S) accuracies; of the means over positions, with
-        class subspaces of the labelled images and on test images, (I, B, S): `nearest`, accuracy of the
-        nearest subspace, `snr` and `csnr`, the class SNR with denominators `residual` and `classes`;
-        `background` (I, B, S), for garments with backgrounds: the share of the background's variance that a
+        level, packed, see `right`; `validation` (R, I, B, S) accuracies; `snr` and
+        `csnr` (I, B, S): the class SNR of the means over positions of test images, in class subspaces of the
+        labelled ones, with denominators `residual` and `classes`; `background` (I, B, S), for garments with backgrounds: the share of the background's variance that a
         ridge regression reads from the grid; `levels`, `count` (N).
 
     Raises ValueError for arguments outside their ranges, FileNotFoundError where data are missing.
@@ -144,7 +146,7 @@ def run(
     }
     result: dict[str, Any] = {
         "blocks": parts[0][0]["blocks"].tolist(),
-        "readouts": [*READOUTS, *([] if groups is None else [COARSE])],
+        "readouts": [*READOUTS, NEAREST, *([] if groups is None else [COARSE])],
         "levels": [float(sigma) for sigma in levels],
         "count": len(x0) - ends[1],
     }
@@ -215,18 +217,19 @@ def _figures(
     scenes: Tensor | None,
 ) -> dict[str, Any]:
     """The arrays of `run` at one input and level, (R, B, ...) and (B,)."""
-    parts: dict[str, list[Any]] = {"tests": [], "validation": [], "nearest": [], "snr": [], "csnr": []}
+    parts: dict[str, list[Any]] = {"tests": [], "validation": [], "snr": [], "csnr": []}
     fit, _, judge = answers.tensor_split(ends)
     for values in found.values():
         grid, mean = (values, values) if values.ndim == 2 else (values[..., 1:].flatten(1), values[..., 0])
         readings = [(mean, answers, None), (mean, answers, 32), (grid, answers, 256)]
         readings += [] if groups is None else [(mean, groups, None)]
         rights = [_rights(z, labels, components, ends) for z, labels, components in readings]
-        parts["validation"].append([chosen.double().mean() for chosen, _ in rights])
-        parts["tests"].append([np.packbits(judged.numpy()) for _, judged in rights])
         train, _, test = mean.tensor_split(ends)
         spaces = subspaces.class_subspaces(train[None], fit, RANK, unit=True)
-        parts["nearest"].append(spaces.accuracy(test[None], judge).item())
+        nearest = spaces.predict(mean[None])[0] == answers
+        rights.insert(len(READOUTS), (nearest[ends[0] : ends[1]], nearest[ends[1] :]))
+        parts["validation"].append([chosen.double().mean() for chosen, _ in rights])
+        parts["tests"].append([np.packbits(judged.numpy()) for _, judged in rights])
         parts["snr"].append(spaces.snr(test[None], judge, "residual").item())
         parts["csnr"].append(spaces.snr(test[None], judge, "classes").item())
         if scenes is not None:
