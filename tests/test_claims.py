@@ -10,8 +10,10 @@ from compendium import claims
 from compendium.claims import Checker, CheckFailed, Claim
 
 LEDGER = {
-    "peak": Claim("peak", "The curve has one peak.", "Theorem 1", "theory/snr", "reproduced in part"),
-    "other": Claim("other", "Something else.", "Figure 4", "molrg/angles", "reproduced"),
+    "peak": Claim("peak", "One peak.", "Theorem 1", "paper", "certified", "theory/snr", "reproduced in part"),
+    "other": Claim(
+        "other", "Else.", "Figure 4", "paper", "experiment", "theory/angles", "reproduced", "3 seeds"
+    ),
 }
 
 
@@ -55,38 +57,55 @@ def test_a_claim_of_another_page_or_an_unknown_verdict_is_refused() -> None:
 def test_the_ledger_is_read(tmp_path: Path) -> None:
     path = tmp_path / "claims.yml"
     path.write_text(
-        "peak:\n  statement: >\n    One\n    peak.\n  source: T\n  page: p\n  verdict: extended\n"
+        "peak:\n  statement: >\n    One\n    peak.\n  where: T\n  source: this book\n  evidence: experiment\n"
+        "  scale: 3 seeds\n  page: p\n  verdict: extended\n"
     )
-    assert claims.load(path) == {"peak": Claim("peak", "One peak.", "T", "p", "extended")}
+    expected = Claim("peak", "One peak.", "T", "this book", "experiment", "p", "extended", "3 seeds")
+    assert claims.load(path) == {"peak": expected}
     path.write_text("")
     assert claims.load(path) == {}
+
+
+GOOD = {
+    "statement": "a",
+    "where": "b",
+    "source": "paper",
+    "evidence": "proved",
+    "page": "c",
+    "verdict": "reproduced",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({key: None}, "claim 'peak' in claims.yml must have exactly the keys statement") for key in GOOD),
+        ({"x": "1"}, "must have exactly the keys"),
+        ({"scale": "3 seeds"}, "must have exactly the keys"),
+        ({"evidence": "experiment"}, "must have exactly the keys statement, where, source, evidence, scale"),
+        ({"source": "authors"}, "source 'authors' is not one of paper, reviewer, literature, this book"),
+        ({"evidence": "shown"}, "evidence 'shown' is not one of proved, certified, exact computation, simul"),
+        ({"verdict": "proved"}, "verdict 'proved' is not one of reproduced, "),
+        ({"statement": "''"}, "statement must be a text that is not empty"),
+        ({"statement": "3"}, "statement must be a text that is not empty"),
+        (
+            {"verdict": "reproduced, verdict: extended"},
+            "the ledger of claims has 'verdict' twice, below line 1",
+        ),
+    ],
+)
+def test_a_faulty_claim_is_refused(tmp_path: Path, change: dict[str, str | None], message: str) -> None:
+    entry = ", ".join(f"{key}: {value}" for key, value in (GOOD | change).items() if value is not None)
+    path = tmp_path / "claims.yml"
+    path.write_text(f"peak: {{{entry}}}\n")
+    with pytest.raises(ValueError, match=message):
+        claims.load(path)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (
-            "{statement: a, source: b, page: c}",
-            "claim 'peak' in claims.yml must have exactly the keys statement",
-        ),
-        ("{statement: a, source: b, page: c, verdict: reproduced, x: 1}", "must have exactly the keys"),
-        (
-            "{statement: a, source: b, page: c, verdict: proved}",
-            "verdict 'proved' is not one of reproduced, ",
-        ),
-        (
-            "{statement: '', source: b, page: c, verdict: reproduced}",
-            "statement must be a text that is not empty",
-        ),
-        (
-            "{statement: 3, source: b, page: c, verdict: reproduced}",
-            "statement must be a text that is not empty",
-        ),
         ("text", "must have exactly the keys"),
-        (
-            "{statement: a, source: b, page: c, verdict: reproduced, verdict: extended}",
-            "the ledger of claims has 'verdict' twice, below line 1",
-        ),
         ("text\nother: text\npeak: text", "the ledger of claims has 'peak' twice"),
     ],
 )
@@ -123,11 +142,13 @@ def test_a_finding_that_is_no_finding_is_refused(finding: object) -> None:
 @pytest.mark.parametrize(
     ("source", "recorded", "affirmed"),
     [
-        ("Theorem 1", "not reproduced", "reproduced"),
-        ("Theorem 1 (not in the paper)", "extended", "extended"),
-        ("Not in the paper", "reproduced in part", "extended"),
-        ("Not in the paper; follows", "reproduced", "reproduced"),
+        ("paper", "not reproduced", "reproduced"),
+        ("paper", "extended", "extended"),
+        ("reviewer", "not reproduced", "reproduced"),
+        ("this book", "reproduced in part", "extended"),
+        ("this book", "reproduced", "reproduced"),
     ],
 )
 def test_a_claim_of_this_book_alone_is_an_extension(source: str, recorded: str, affirmed: str) -> None:
-    assert Claim("id", "statement", source, "page", recorded).affirmed == affirmed
+    claim = Claim("id", "statement", "where", source, "proved", "page", recorded)
+    assert claim.affirmed == affirmed

@@ -36,7 +36,10 @@ check.claim(
     "reproduced" if p.num_classes < 100 else "not reproduced",
     "1 against 1",
 )"""
-CLAIMS = "one-is-one: {statement: One is one., source: Here, page: part/page, verdict: reproduced}\n"
+CLAIMS = """\
+one-is-one:
+  {statement: One is one., where: Here, source: paper, evidence: proved, page: part/page, verdict: reproduced}
+"""
 
 
 @pytest.fixture(scope="session")

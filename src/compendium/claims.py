@@ -1,9 +1,9 @@
 """Claims and checks: what the paper says, and what a page finds.
 
-`book/claims.yml` lists every claim with its statement, source, page and recorded verdict. A page's check
-cells go through a `Checker`. An identity must hold for all parameters; a claim has a verdict, which is a
-finding: at the page's default parameters it must equal the recorded one, so that a change of verdict cannot
-pass unseen, and at other parameters it is shown.
+`book/claims.yml` lists every claim with its statement, who makes it and where, the kind of evidence, page and
+recorded verdict. A page's check cells go through a `Checker`. An identity must hold for all parameters; a
+claim has a verdict, which is a finding: at the page's default parameters it must equal the recorded one, so
+that a change of verdict cannot pass unseen, and at other parameters it is shown.
 """
 
 from collections import Counter
@@ -15,10 +15,17 @@ from typing import Any, Protocol
 
 from molrg.support.clone import ROOT
 
-__all__ = ["LEDGER", "VERDICTS", "CheckFailed", "Checker", "Claim", "load"]
+__all__ = ["EVIDENCE", "LEDGER", "OWN", "SOURCES", "VERDICTS", "CheckFailed", "Checker", "Claim", "load"]
 
 VERDICTS = ("reproduced", "reproduced in part", "not reproduced", "extended")
 """The possible findings about a claim."""
+
+OWN = "this book"
+SOURCES = ("paper", "reviewer", "literature", OWN)
+"""Who makes a claim: the paper, its review thread, other work, or this book."""
+
+EVIDENCE = ("proved", "certified", "exact computation", "simulation", "experiment")
+"""What a verdict rests on, from the strongest on: of several kinds, the weakest that it needs."""
 
 LEDGER = ROOT / "book" / "claims.yml"
 
@@ -29,20 +36,27 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, or of this book: its statement, source, page and recorded verdict."""
+    """A claim: what is said, where and by whom, evidence, page and recorded verdict.
+
+    `source` is one of `SOURCES`, `evidence` one of `EVIDENCE`. An experiment has a `scale`: data, networks,
+    repetitions, in a few words; it is empty for all else.
+    """
 
     id: str
     statement: str
+    where: str
     source: str
+    evidence: str
     page: str
     verdict: str
+    scale: str = ""
 
     @property
     def affirmed(self) -> str:
         """The verdict if all of it holds: `extended` for what only this book claims, else `reproduced`."""
         if self.verdict in ("reproduced", "extended"):
             return self.verdict
-        return "extended" if self.source.startswith("Not in the paper") else "reproduced"
+        return "extended" if self.source == OWN else "reproduced"
 
 
 class _Parameters(Protocol):
@@ -53,8 +67,9 @@ class _Parameters(Protocol):
 def load(path: Path | None = None) -> dict[str, Claim]:
     """The ledger: claims by id, in the order of `book/claims.yml`.
 
-    Raises `ValueError`, naming the claim, for a missing, unknown or empty key and for an unknown verdict, and
-    naming the line for an id or a key that occurs twice.
+    Raises `ValueError`, naming the claim, for a missing, unknown or empty key, for an unknown source, kind of
+    evidence or verdict, and for an experiment without a scale; naming the line for an id or a key that occurs
+    twice.
     """
     path = path or LEDGER
     entries = _entries(path.read_text(encoding="utf-8"))
@@ -80,16 +95,19 @@ def _entries(text: str) -> Mapping[str, Any]:
 
 
 def _claim(claim_id: str, entry: Mapping[str, Any], path: Path) -> Claim:
-    keys = ("statement", "source", "page", "verdict")
     where = f"claim {claim_id!r} in {path.name}"
+    keys = ["statement", "where", "source", "evidence", "page", "verdict"]
+    if isinstance(entry, Mapping) and entry.get("evidence") == "experiment":
+        keys.insert(4, "scale")
     if not isinstance(entry, Mapping) or set(entry) != set(keys):
         found = sorted(entry) if isinstance(entry, Mapping) else repr(entry)
         raise ValueError(f"{where} must have exactly the keys {', '.join(keys)}; found {found}")
     for key in keys:
         if not isinstance(entry[key], str) or not entry[key].strip():
             raise ValueError(f"{where}: {key} must be a text that is not empty; found {entry[key]!r}")
-    if entry["verdict"] not in VERDICTS:
-        raise ValueError(f"{where}: verdict {entry['verdict']!r} is not one of {', '.join(VERDICTS)}")
+    for key, known in (("source", SOURCES), ("evidence", EVIDENCE), ("verdict", VERDICTS)):
+        if entry[key] not in known:
+            raise ValueError(f"{where}: {key} {entry[key]!r} is not one of {', '.join(known)}")
     return Claim(id=claim_id, **{key: " ".join(entry[key].split()) for key in keys})
 
 

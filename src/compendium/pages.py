@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +295,9 @@ def _digest(page: str, used_results: Sequence[str]) -> str:
         "text": text,
         "code": code_digest.of_source(code),
         "results": {name: _file_digest(results_folder() / name) for name in used_results},
-        "claims": [asdict(claim) for claim in claims.load().values() if claim.page == page],
+        "claims": [
+            (c.id, c.statement, c.affirmed, c.verdict) for c in claims.load().values() if c.page == page
+        ],
     }
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
