@@ -15,7 +15,8 @@ import torch
 from test_capacity_or_optimization import SMOKE as CAPACITY
 from torch import Tensor
 
-from experiments.images import clean_or_noisy, denoised, memorization, probing
+from experiments.images import clean_or_noisy, denoised, memorization
+from experiments.images import readings as block_readings
 from experiments.learned import capacity_or_optimization
 from experiments.theory import k_subspaces
 from molrg import MoLRG, snr
@@ -125,9 +126,11 @@ def capacity_page(_: torch.device, folder: Path) -> Iterable[Any]:
     return arrays(found)
 
 
-def probing_page(_: torch.device, folder: Path) -> Iterable[Any]:
-    small = probing.settings("digits", "dit", seed=0, draws=2, smoke=True)
-    return arrays(probing.run(**small | {"probe_samples": 200, "test_samples": 100}, workdir=folder))
+def reading_of_blocks(_: torch.device, folder: Path) -> Iterable[Any]:
+    small: dict[str, Any] = {"labels": 200, "validation": 100, "tests": 150, "levels": (0.1, 1.0)}
+    small |= {"dataset": "digits", "prior": "digits", "channels": (32, 48), "seed": 0}
+    found = block_readings.run(**small, images=block_readings.UNTRAINED, workdir=folder)
+    return [found["snr"], block_readings.right(found).mean(-1)]
 
 
 def conditioning_page(_: torch.device, folder: Path) -> Iterable[Any]:
@@ -147,7 +150,7 @@ def memorization_page(_: torch.device, folder: Path) -> Iterable[Any]:
 LIBRARY: list[Task] = [
     one_network, many_networks, a_stack, layers, stored_layers, exact_denoisers, readings,
 ]  # fmt: skip
-PAGES: list[Task] = [capacity_page, probing_page, conditioning_page, denoised_page, memorization_page]
+PAGES: list[Task] = [capacity_page, reading_of_blocks, conditioning_page, denoised_page, memorization_page]
 
 
 def run(task: Task, device: torch.device, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-MERGED = {"appendix/open_questions": "appendix/review"}
+MERGED = {"appendix/open_questions": "appendix/review", "images/layers": "images/probing"}
 """Pages that are no more, and those that took them up."""
 
 _PAGE = """<!DOCTYPE html>

@@ -1,13 +1,18 @@
 """What pages on networks for images share: parameters, names for readers, and stored results."""
 
+import html
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from compendium import parameters, results
 from compendium.parameters import Field
-from experiments.images import denoisers, probing
+from experiments.images import denoisers, image_data
+from molrg import images
+from molrg.images import published
 
-__all__ = ["NAMES", "NetworkPage", "ProbingPage", "probed", "stored", "title"]
+__all__ = ["NAMES", "NetworkPage", "as_read", "read_as", "stored", "title"]
 
 NAMES = {"fashion_mnist": "Fashion-MNIST", "tiny_imagenet_30.npz": "natural images"}
 NAMES |= {"unet": "UNet", "dit": "DiT", "mlp": "MLP"}
@@ -21,15 +26,6 @@ class NetworkPage(parameters.Page):
     dataset: str = Field(min_length=1, description="a name or path for molrg.images.load")
     model: str = Field(min_length=1, description=_MODELS)
     seeds: int = Field(ge=1, le=100, description="networks trained; 1 is used of a checkpoint")
-
-
-class ProbingPage(parameters.Page):
-    """Two kinds of networks on two data sets, or one of each."""
-
-    dataset: str = Field(min_length=1, description="both, or a name or path for molrg.images.load")
-    model: str = Field(min_length=1, description=f"both, {_MODELS}")
-    networks: int = Field(ge=1, le=100, description="trained from seeds 0, 1, ...")
-    draws: int = Field(ge=1, le=100, description="of probe images, test images and noise, per network")
 
 
 def title(dataset: str, model: str) -> str:
@@ -58,12 +54,23 @@ def stored(
     return {key: [record(*key, seed) for seed in range(seeds)] for key in wanted}
 
 
-def probed(page: ProbingPage) -> dict[tuple[str, str], probing.Runs]:
-    """Load or compute the probed networks by data set and model."""
-    smoke = page.size == "smoke"
-    sets = ["digits"] if smoke else ["fashion_mnist", "tiny_imagenet_30.npz"]
-    return {
-        (dataset, model): probing.stored(dataset, model, page.networks, page.draws, smoke)
-        for dataset in (sets if page.dataset == "both" else [page.dataset])
-        for model in (["unet", "dit"] if page.model == "both" else [page.model])
-    }
+def as_read(dataset: str, checkpoint: str, *, workdir: Path) -> dict[str, Any]:
+    """Return `lines`: as what the images, and a published checkpoint unless it is "", are read.
+
+    It takes no time worth a checkpoint in `workdir`.
+    """
+    lines = images.describe(image_data.get(dataset)).splitlines()
+    return {"lines": [*lines, *(published.load(checkpoint).read_as() if checkpoint else [])]}
+
+
+def read_as(datasets: Sequence[str], checkpoint: str = "") -> Any:
+    """The block "Read as" of a page: what `as_read` says of each data set, folded, to display."""
+    from IPython.display import HTML
+
+    blocks = []
+    for dataset in datasets:
+        given = {"dataset": dataset, "checkpoint": checkpoint}
+        small = given | ({} if checkpoint else {"dataset": "digits"})
+        blocks.append("\n".join(results.load_or_compute(as_read, given, witness=small).value["lines"]))
+    text = html.escape("\n\n".join(blocks))
+    return HTML(f"<details class='read-as'><summary>Read as</summary><pre>{text}</pre></details>")

@@ -43,6 +43,7 @@ __all__ = [
     "right",
     "run",
     "stored",
+    "usual_channels",
 ]
 
 INPUTS = ("noisy", "clean")
@@ -91,8 +92,7 @@ def run(
         Of the network: (32, 64) stands for the kind `unet-32-64` of `zoo.CHANNELS`.
     images
         How many it has seen: a network of the zoo, or of own images, then it is trained; or PUBLISHED; or a
-        control: UNTRAINED, RANDOM (one layer of as many filters as the widest
-        block has channels) or PIXELS.
+        control: UNTRAINED, RANDOM (one layer of as many filters as the widest block has channels) or PIXELS.
     labels, validation
         Training images with labels, and others that choose block and level; as many of each class.
     tests
@@ -105,11 +105,11 @@ def run(
     dict
         `blocks` (B names, from the input to the output; the denoised image is the last of a network's);
         `readouts` (R names), READOUTS, NEAREST and, where the data have coarse groups, COARSE; `tests`
-        (R, I, B, S, N / 8): whether each of N test images is read rightly by each readout at each
-        level, packed, see `right`; `validation` (R, I, B, S) accuracies; `snr` and
-        `csnr` (I, B, S): the class SNR of the means over positions of test images, in class subspaces of the
-        labelled ones, with denominators `residual` and `classes`; `background` (I, B, S), for garments with backgrounds: the share of the background's variance that a
-        ridge regression reads from the grid; `levels`, `count` (N).
+        (R, I, B, S, N / 8): whether each of N test images is read rightly by each readout at each level,
+        packed, see `right`; `validation` (R, I, B, S) accuracies; `snr` and `csnr` (I, B, S): the class SNR
+        of the means over positions of test images, in class subspaces of the labelled ones, with
+        denominators `residual` and `classes`; `background` (I, B, S), for garments with backgrounds: the
+        share of the background's variance that a ridge regression reads from the grid; `levels`, `count` (N).
 
     Raises ValueError for arguments outside their ranges, FileNotFoundError where data are missing.
     """
@@ -207,6 +207,11 @@ def stored(
     return results.load_or_compute(
         run, chosen | sizes, witness=chosen | sizes if own else small, tolerance=0.05
     )
+
+
+def usual_channels(dataset: str) -> tuple[int, ...]:
+    """Return the channels of the network that pages read first of a data set of `image_data`."""
+    return next(kind for name, kind in _CHANNELS.items() if name in dataset)
 
 
 def _figures(
