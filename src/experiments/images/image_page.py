@@ -1,7 +1,7 @@
 """What pages on networks for images share: parameters, names for readers, and stored results."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +12,7 @@ from experiments.images import denoisers, image_data
 from molrg import images
 from molrg.images import published
 
-__all__ = ["NAMES", "NetworkPage", "as_read", "read_as", "stored", "title"]
+__all__ = ["NAMES", "NetworkPage", "as_read", "checkpoint", "read_as", "stored", "title"]
 
 NAMES = {"fashion_mnist": "Fashion-MNIST", "tiny_imagenet_30.npz": "natural images"}
 NAMES |= {"unet": "UNet", "dit": "DiT", "mlp": "MLP"}
@@ -57,13 +57,20 @@ def stored(
 def as_read(dataset: str, checkpoint: str, *, workdir: Path) -> dict[str, Any]:
     """Return `lines`: as what the images, and a published checkpoint unless it is "", are read.
 
-    It takes no time worth a checkpoint in `workdir`.
+    dataset is a name of `image_data`, or a name or path for `images.load`, whose files are told of as they
+    are. It takes no time worth a checkpoint in `workdir`.
     """
-    lines = images.describe(image_data.get(dataset)).splitlines()
+    named = dataset in image_data.NAMES
+    lines = images.describe(image_data.get(dataset) if named else images.load(dataset)).splitlines()
     return {"lines": [*lines, *(published.load(checkpoint).read_as() if checkpoint else [])]}
 
 
-def read_as(datasets: Sequence[str], checkpoint: str = "") -> Any:
+def checkpoint(model: str) -> str:
+    """The published checkpoint that a page was asked for, or "" for a network that is trained here."""
+    return "" if model in denoisers.MODELS else model
+
+
+def read_as(datasets: Iterable[str], checkpoint: str = "") -> Any:
     """The block "Read as" of a page: what `as_read` says of each data set, folded, to display."""
     from IPython.display import HTML
 
