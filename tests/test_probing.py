@@ -72,9 +72,10 @@ def test_the_networks_of_a_data_set_are_those_of_the_zoo(monkeypatch: pytest.Mon
     shipped = [
         {"data": data, "network": network, "seed": seed, "images": images}
         for data, network, seed, images in (
-            ("garments", "unet-32-64", 0, 10),
-            ("garments", "unet-32-64", 0, 30),
-            ("garments", "unet-32-64", 1, 30),
+            ("garments", "unet-32-64", 0, 10_000),
+            ("garments", "unet-32-64", 0, 20_000),
+            ("garments", "unet-32-64", 0, 30_000),
+            ("garments", "unet-32-64", 1, 30_000),
             ("garments", "unet-32-48", 0, 99),
             ("natural-16", "unet-32-64-96", 0, 7),
         )
@@ -89,8 +90,8 @@ def test_the_networks_of_a_data_set_are_those_of_the_zoo(monkeypatch: pytest.Mon
     monkeypatch.setattr(probing.zoo, "listed", lambda: shipped)
     monkeypatch.setattr(readings, "stored", Stored)
     found = probing.networks("garments")
-    assert list(found.seen) == [10, 30]
-    assert [each["given"] for each in found.last] == [("garments", 30), ("garments", 30, 1)]
+    assert list(found.seen) == [10_000, 30_000]
+    assert [each["given"] for each in found.last] == [("garments", 30_000), ("garments", 30_000, 1)]
     assert list(found.controls) == list(probing.CONTROLS)
     assert len(asked) == len(found.records) == 6
 

@@ -16,6 +16,7 @@ from molrg.measuring import curves
 __all__ = [
     "CONTROLS",
     "OWN_IMAGES_SEEN",
+    "SNAPSHOTS",
     "Networks",
     "added",
     "best_block",
@@ -29,14 +30,17 @@ CONTROLS = (readings.UNTRAINED, readings.RANDOM, readings.PIXELS)
 OWN_IMAGES_SEEN = 120_000
 """In the training of a network of a reader's own images."""
 
+SNAPSHOTS = (10_000, 100_000)
+"""Images seen by the networks that are read before the longest trained one."""
+
 _Value = dict[str, Any]  # what `readings.run` returns
 
 
 class Networks(NamedTuple):
     """Readings of one data set, as `readings.run` returns them.
 
-    `seen`: of the first seed, by images seen, increasing; `last`: of the longest trained network of each
-    seed; `controls`: by name.
+    `seen`: of the first seed, SNAPSHOTS and the end, by images seen; `last`: of the longest trained network
+    of each seed; `controls`: by name.
     """
 
     seen: dict[int | str, _Value]
@@ -65,7 +69,9 @@ def networks(dataset: str, model: str = "zoo", smoke: bool = False) -> Networks:
         by_seed: dict[int, list[int]] = {}
         for each in shipped:
             by_seed.setdefault(each["seed"], []).append(each["images"])
-        seen = {images: readings.stored(dataset, images) for images in sorted(by_seed.pop(0))}
+        first = by_seed.pop(0)
+        shown = [images for images in sorted(first) if images in SNAPSHOTS or images == max(first)]
+        seen = {images: readings.stored(dataset, images) for images in shown}
         others = [readings.stored(dataset, max(images), seed) for seed, images in sorted(by_seed.items())]
     controls = {name: readings.stored(dataset, name, smoke=smoke) for name in CONTROLS}
     return Networks(
