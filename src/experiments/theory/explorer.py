@@ -22,6 +22,7 @@ __all__ = [
     "RANKS",
     "cloud",
     "encode",
+    "energies",
     "figure",
     "interpolated",
     "refined",
@@ -43,17 +44,27 @@ def run(num_classes: Sequence[int], ranks: Sequence[int], workdir: Path) -> dict
     Returns `table` (I, K, R, 16, 57), int16: a thousand times log SNR, for noisy and clean input, each number
     of classes and each rank. What is rounded off is at most 0.05%.
     """
-    many = np.array(num_classes)[:, None]
-    table = np.empty((2, len(many), len(ranks), len(DELTAS), len(LEVELS)))
+    table = np.empty((2, len(num_classes), len(ranks), len(DELTAS), len(LEVELS)))
     for i, r, j, s in np.ndindex(2, *table.shape[2:]):
-        rank, delta, sigma = ranks[r], DELTAS[j], LEVELS[s]
-        kappa, xi, gain = coefficients(sigma, delta)
-        own, other = block_variances(sigma, delta, noisy_input=i == 0)
-        own_1, own_2, other_1, other_2 = weight_moments(many, rank, kappa * own, kappa * other)
-        signal = own * (xi**2 * rank + 2 * xi * gain * own_1 + gain**2 * own_2)
-        noise = other * (xi**2 * rank + 2 * xi * gain * other_1 + gain**2 * other_2)
-        table[i, :, r, j, s] = np.log(signal / noise / (many[:, 0] - 1))
+        signal, noise = energies(num_classes, ranks[r], DELTAS[j], LEVELS[s], _INPUTS[i] == "noisy")
+        table[i, :, r, j, s] = np.log(signal / noise)
     return {"table": np.round(1000 * table).astype(np.int16)}
+
+
+def energies(
+    num_classes: Sequence[int], rank: int, delta: float, sigma: float, noisy_input: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact mean energies of the denoised point, in its class's subspace and in the others': (K,) each.
+
+    Their ratio is `molrg.snr.exact`, which does not share what all numbers of classes have in common.
+    """
+    many = np.array(num_classes)[:, None]
+    kappa, xi, gain = coefficients(sigma, delta)
+    own, other = block_variances(sigma, delta, noisy_input)
+    own_1, own_2, other_1, other_2 = weight_moments(many, rank, kappa * own, kappa * other)
+    signal = own * (xi**2 * rank + 2 * xi * gain * own_1 + gain**2 * own_2)
+    noise = other * (xi**2 * rank + 2 * xi * gain * other_1 + gain**2 * other_2)
+    return signal, (many[:, 0] - 1) * noise
 
 
 def refined(num_classes: Sequence[int], ranks: Sequence[int]) -> np.ndarray:
