@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from browser import Browser, chromium, serve
 
+from compendium import claims
+
 HTML = Path(__file__).resolve().parents[1] / "book" / "_build" / "html"
 GENERATED = ("genindex.html", "search.html", "py-modindex.html", "prf-prf.html")
 MOVED = sorted(
@@ -82,6 +84,40 @@ def test_an_old_address_leads_to_the_page(browser: Browser, book: str, page: str
     assert (HTML / page).parent.joinpath(target).resolve().is_file()
     browser.visit(f"{book}/{(Path(page).parent / target).as_posix()}")
     assert browser.run("document.title") != "Moved"
+
+
+FILTER = """(() => {
+  const choice = [...document.querySelectorAll('form.ledger-filter select')][1];
+  choice.value = 'certified';
+  choice.dispatchEvent(new Event('input', { bubbles: true }));
+  const rows = [...document.querySelectorAll('table.ledger tbody tr')];
+  const shown = rows.filter((row) => row.offsetParent !== null);
+  return { all: rows.length, kinds: [...new Set(shown.map((row) => row.cells[2].innerText.trim()))] };
+})()"""
+SORT = """(() => {
+  document.querySelectorAll('table.ledger th button')[3].click();
+  const keys = [...document.querySelectorAll('table.ledger tbody tr .key')].filter((_, i) => i % 4 === 3);
+  return keys.map((key) => key.textContent);
+})()"""
+
+
+def test_the_ledger_can_be_filtered_and_sorted(browser: Browser, book: str) -> None:
+    browser.visit(f"{book}/appendix/claims.html")
+    filtered = browser.run(FILTER)
+    assert filtered["all"] == len(claims.load())
+    assert filtered["kinds"] == ["certified"]
+    verdicts = browser.run(SORT)
+    assert len(verdicts) == filtered["all"]
+    assert verdicts == sorted(verdicts)
+    assert browser.run("document.querySelector('[aria-sort=ascending]').innerText.startsWith('Verdict')")
+
+
+def test_a_verdict_leads_to_the_line_that_states_it(browser: Browser, book: str) -> None:
+    browser.visit(f"{book}/appendix/claims.html")
+    link = "[...document.querySelectorAll('table.ledger a')].find(a => a.hash === '#claim-snr-theorem-clean')"
+    browser.visit(browser.run(f"{link}.href"))
+    stated = browser.run("document.querySelector(':target').closest('div.output').innerText")
+    assert "reproduced in part | snr-theorem-clean: " in stated
 
 
 def interactive(browser: Browser, book: str) -> dict[str, Any]:

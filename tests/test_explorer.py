@@ -22,14 +22,22 @@ def table() -> np.ndarray:
     return explorer.refined(explorer.CLASSES, explorer.RANKS)
 
 
-def test_the_table_holds_exact_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explorer, "DELTAS", explorer.DELTAS[[3, 12]])
-    monkeypatch.setattr(explorer, "LEVELS", explorer.LEVELS[[5, 25, 45]])
-    table = explorer.run(*SMALL, tmp_path)["table"]
-    for i, k, d, j, s in np.ndindex(table.shape):
-        given = SMALL[0][k], SMALL[1][d], float(explorer.DELTAS[j]), float(explorer.LEVELS[s])
-        exact = np.log(float(snr.exact(*given, noisy_input=i == 0)))
-        assert table[i, k, d, j, s] / 1000 == pytest.approx(exact, abs=6e-4)
+def test_the_grid_holds_exact_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deltas, levels = explorer.DELTAS[[3, 12]], explorer.LEVELS[[5, 25, 45]]
+    monkeypatch.setattr(explorer, "DELTAS", deltas.repeat(3))  # of which every third counts
+    monkeypatch.setattr(explorer, "LEVELS", levels.repeat(4))
+    found = explorer.run(*SMALL, tmp_path)["log_snr"]
+    assert found.shape == (2, 2, 2, 2, 3)
+    for i, k, d, j, s in np.ndindex(found.shape):
+        exact = snr.exact(SMALL[0][k], SMALL[1][d], float(deltas[j]), float(levels[s]), noisy_input=i == 0)
+        assert found[i, k, d, j, s] == pytest.approx(np.log(float(exact)), abs=1e-6)
+
+
+def test_the_fine_table_passes_through_the_grid(table: np.ndarray) -> None:
+    coarse = table[..., ::3, ::4] + np.random.default_rng(0).uniform(-0.1, 0.1, table[..., ::3, ::4].shape)
+    fine = explorer.fine(coarse, table)
+    assert fine.shape == table.shape
+    assert np.abs(fine[..., ::3, ::4] - coarse).max() < 1e-9
 
 
 def drawn(tables: dict[str, np.ndarray], **settings: Any) -> tuple[dict[str, np.ndarray], str]:
@@ -84,11 +92,11 @@ def test_between_its_nodes_the_table_is_right_to_two_per_cent(table: np.ndarray)
 
 
 def test_the_text_of_a_table_holds_its_numbers() -> None:
-    table = np.arange(-3000, 9000, 8).astype(np.int16).reshape(2, 1, 1, 3, 250)
+    table = np.linspace(-3, 9, 1500).reshape(2, 1, 1, 3, 250)
     text, low, step = explorer.encode(table)
     codes = np.array([explorer.DIGITS.index(letter) for letter in text]).reshape(-1, 2)
     read = low + step * (codes @ [len(explorer.DIGITS), 1])
-    assert np.abs(read - table.ravel() / 1000).max() < 2e-3
+    assert np.abs(read - table.ravel()).max() < 2e-3
 
 
 def test_the_cloud_is_denoised_as_the_library_does() -> None:

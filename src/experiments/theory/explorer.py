@@ -1,7 +1,8 @@
-r"""The exact SNR in the reader's browser: a table of exact values, and figures that interpolate it.
+r"""The exact SNR in the reader's browser: exact values on a grid, and figures that interpolate them.
 
-The table holds log SNR at DELTAS x LEVELS for each K, d and input. Between them the browser interpolates
-with Keys' cubic kernel, first over log(delta / (1 - delta)), then over log sigma; at K and d it does not.
+`run` computes the grid, for each K, d and input. Between its nodes the ratio of the exact SNR to the refined
+formula, which is near 1, is interpolated (`fine`): a table at DELTAS x LEVELS. Between the nodes of that, the
+browser interpolates log SNR with Keys' cubic kernel over log(delta / (1 - delta)) and log sigma.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import RectBivariateSpline
 
 from molrg import snr
 from molrg.model.coefficients import block_variances, coefficients
@@ -24,6 +26,7 @@ __all__ = [
     "encode",
     "energies",
     "figure",
+    "fine",
     "interpolated",
     "refined",
     "run",
@@ -33,22 +36,34 @@ CLASSES = (2, 3, 5, 10, 30, 100)
 RANKS = (1, 2, 3, 5, 10, 20)
 DELTAS = 1 / (1 + np.exp(-np.linspace(np.log(0.045 / 0.955), np.log(0.9 / 0.1), 16)))
 LEVELS = np.geomspace(0.015, 8, 57)
+_EVERY = (3, 4)
 _DELTA_RANGE, _SIGMA_RANGE = (0.07, 0.86), (0.02, 6.0)  # one node away from the ends of the table
 _INPUTS = ("noisy", "clean")
 DIGITS = "".join(chr(code) for code in range(35, 127) if chr(code) not in "&'<>\\`")
 
 
 def run(num_classes: Sequence[int], ranks: Sequence[int], workdir: Path) -> dict[str, Any]:
-    """Tabulate the exact SNR of the optimal denoiser at DELTAS x LEVELS. `workdir` is not used.
+    """Compute the exact SNR of the optimal denoiser at every third of DELTAS and every fourth of LEVELS.
 
-    Returns `table` (I, K, R, 16, 57), int16: a thousand times log SNR, for noisy and clean input, each number
-    of classes and each rank. What is rounded off is at most 0.05%.
+    `workdir` is not used. Returns `log_snr` (I, K, R, 6, 15), for noisy and clean input, each number of
+    classes and each rank.
     """
-    table = np.empty((2, len(num_classes), len(ranks), len(DELTAS), len(LEVELS)))
-    for i, r, j, s in np.ndindex(2, *table.shape[2:]):
-        signal, noise = energies(num_classes, ranks[r], DELTAS[j], LEVELS[s], _INPUTS[i] == "noisy")
-        table[i, :, r, j, s] = np.log(signal / noise)
-    return {"table": np.round(1000 * table).astype(np.int16)}
+    deltas, levels = DELTAS[:: _EVERY[0]], LEVELS[:: _EVERY[1]]
+    values = np.empty((2, len(num_classes), len(ranks), len(deltas), len(levels)))
+    for i, r, j, s in np.ndindex(2, *values.shape[2:]):
+        signal, noise = energies(num_classes, ranks[r], deltas[j], levels[s], _INPUTS[i] == "noisy")
+        values[i, :, r, j, s] = np.log(signal / noise)
+    return {"log_snr": np.round(values, 6)}
+
+
+def fine(log_snr: np.ndarray, refined: np.ndarray) -> np.ndarray:
+    """The grid of `run` (..., 6, 15), at all DELTAS and LEVELS (..., 16, 57), by `refined`'s table."""
+    coarse = refined[..., :: _EVERY[0], :: _EVERY[1]]
+    nodes = _U[:: _EVERY[0]], np.log(LEVELS[:: _EVERY[1]])
+    table = refined.copy()
+    for at in np.ndindex(table.shape[:-2]):
+        table[at] += RectBivariateSpline(*nodes, log_snr[at] - coarse[at])(_U, np.log(LEVELS))
+    return table
 
 
 def energies(
@@ -68,7 +83,7 @@ def energies(
 
 
 def refined(num_classes: Sequence[int], ranks: Sequence[int]) -> np.ndarray:
-    """The same table as `run`'s of the refined formula (`molrg.snr.refined`), which takes no quadrature."""
+    """Log SNR by the refined formula (`molrg.snr.refined`) at DELTAS x LEVELS: (I, K, R, 16, 57)."""
     values = [
         snr.refined(k, d, float(delta), LEVELS, noisy_input=given == "noisy").numpy()
         for given in _INPUTS
@@ -77,12 +92,12 @@ def refined(num_classes: Sequence[int], ranks: Sequence[int]) -> np.ndarray:
         for delta in DELTAS
     ]
     shape = (2, len(num_classes), len(ranks), len(DELTAS), len(LEVELS))
-    return np.round(1000 * np.log(values)).astype(np.int16).reshape(shape)
+    return np.log(values).reshape(shape)
 
 
 def interpolated(table: np.ndarray, delta: float, sigma: float) -> np.ndarray:
     """The SNR between the nodes of a table (..., 16, 57), as the browser interpolates it: (...)."""
-    value = table / 1000
+    value = table
     for nodes, at in ((np.log(LEVELS), np.log(sigma)), (_U, np.log(delta / (1 - delta)))):
         position = (at - nodes[0]) / (nodes[1] - nodes[0])
         t = np.abs(position - np.arange(len(nodes)))
@@ -94,9 +109,9 @@ def interpolated(table: np.ndarray, delta: float, sigma: float) -> np.ndarray:
 def encode(table: np.ndarray) -> tuple[str, float, float]:
     """A table as text, two letters a number, with its lowest value and its step: the browser reads it so."""
     base = len(DIGITS)
-    low, high = float(table.min()) / 1000, float(table.max()) / 1000
+    low, high = float(table.min()), float(table.max())
     step = (high - low) / (base**2 - 1)
-    codes = np.round((table.ravel() / 1000 - low) / step).astype(int)
+    codes = np.round((table.ravel() - low) / step).astype(int)
     return "".join(DIGITS[code // base] + DIGITS[code % base] for code in codes), low, step
 
 
@@ -105,7 +120,7 @@ def figure(
 ) -> dict[str, Any]:
     """A Vega-Lite specification of the SNR over sigma, with choices of K, d and input and sliders.
 
-    `tables` holds those of `run` by name, for CLASSES and RANKS; Theorem 1 is drawn beside them. The reader
+    `tables` holds log SNR by name, for CLASSES and RANKS; Theorem 1 is drawn beside them. The reader
     starts at `num_classes` and `rank`, delta = 0.2, sigma = 0.3 and noisy input.
     """
     names = [*tables, "Theorem 1"]
