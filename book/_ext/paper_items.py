@@ -89,7 +89,8 @@ class PaperItemsDirective(SphinxDirective):
                 "", refdomain="std", reftype="doc", reftarget=f"/{page}", refwarn=True
             )
             target["refdoc"], target["refexplicit"] = self.env.docname, True
-            pages += nodes.inline("", "", target + nodes.inline(text=page), classes=["line"])
+            target += nodes.inline(text=page)
+            pages += nodes.inline("", "", target, classes=["line"])
         scales = dict.fromkeys(f"{c.evidence}: {c.scale}" if c.scale else c.evidence for c in judged)
         pages += [nodes.inline("", scale, classes=["detail"]) for scale in scales]
         for claim in judged:
