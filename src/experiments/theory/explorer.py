@@ -218,7 +218,7 @@ def cloud(num_points: int, seed: int, colors: Sequence[str]) -> dict[str, Any]:
         return {
             "mark": {"type": "point", "clip": True, **mark},
             "encoding": place
-            | {"color": colour, "shape": colour | {"scale": {"range": ["circle", "square"]}}},
+            | {"color": colour, "shape": colour | {"legend": None, "scale": {"range": ["circle", "square"]}}},
         }
 
     return {
