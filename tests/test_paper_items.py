@@ -15,7 +15,7 @@ import paper_items  # noqa: E402  an extension of the book, not of a package
 
 LEDGER = {
     name: Claim(name, "It is so.", "Theorem 1", "paper", "proved", "part/page", verdict)
-    for name, verdict in (("one", "reproduced"), ("two", "not reproduced"), ("three", "reproduced"))
+    for name, verdict in (("one", "reproduced"), ("two", "not reproduced"), ("three", "extended"))
 }
 
 

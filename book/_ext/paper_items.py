@@ -33,7 +33,7 @@ def load(
     """The items by group.
 
     Raises `ValueError`, naming the item, for a key that is unknown or lacking, for a page that the book does
-    not have, for a claim that the ledger does not have, and for an item with neither page nor what is missing.
+    not have, for a claim that the ledger does not have, and for an item without page and what is missing.
     """
     ledger, book = claims.load() if ledger is None else ledger, book or path.parent
     groups = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -58,8 +58,10 @@ def _item(entry: Mapping[str, Any], ledger: Mapping[str, claims.Claim], book: Pa
 
 
 def judgement(item: Item, ledger: Mapping[str, claims.Claim]) -> str:
-    """One word for an item: its claims' verdict, `mixed` where they differ."""
+    """One word for an item: its claims' verdict, `mixed` where they differ by more than an extension."""
     verdicts = {ledger[claim].verdict for claim in item.claims}
+    if "reproduced" in verdicts:
+        verdicts -= {"extended"}
     if not verdicts:
         return "shown only" if item.pages else "not in the book"
     return verdicts.pop() if len(verdicts) == 1 else "mixed"
@@ -89,7 +91,8 @@ class PaperItemsDirective(SphinxDirective):
                 "", refdomain="std", reftype="doc", reftarget=f"/{page}", refwarn=True
             )
             target["refdoc"], target["refexplicit"] = self.env.docname, True
-            pages += nodes.inline("", "", target + nodes.inline(text=page), classes=["line"])
+            target += nodes.inline(text=page)
+            pages += nodes.inline("", "", target, classes=["line"])
         scales = dict.fromkeys(f"{c.evidence}: {c.scale}" if c.scale else c.evidence for c in judged)
         pages += [nodes.inline("", scale, classes=["detail"]) for scale in scales]
         for claim in judged:

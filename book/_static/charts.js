@@ -72,7 +72,7 @@
     if (chart.view) {
       // What the reader has set stays set when the theme changes.
       for (const parameter of spec.params || []) {
-        if (parameter.bind) parameter.value = chart.view.signal(parameter.name);
+        if ("value" in parameter) parameter.value = chart.view.signal(parameter.name);
       }
       chart.view.finalize();
       chart.controls.replaceChildren();
@@ -86,6 +86,17 @@
     chart.view = result.view;
     chart.names = result.vgSpec.data.map((table) => table.name);
     chart.root.dataset.drawn = isDark() ? "dark" : "light";
+  }
+
+  // What the reader sets in one chart is set in every other that has a parameter of that name without control.
+  function share(chart, charts) {
+    for (const { name, bind, expr } of chart.spec.params || []) {
+      const follows = (other) => (other.spec.params || []).some((p) => p.name === name && "value" in p && !p.bind);
+      const others = bind || expr ? charts.filter(follows) : [];
+      if (others.length) {
+        chart.view.addSignalListener(name, (_, value) => others.forEach((o) => o.view.signal(name, value).runAsync()));
+      }
+    }
   }
 
   // Where a chart cannot be drawn, its picture takes its place.
@@ -123,9 +134,11 @@
         showPicture(root, error);
       }
     }
+    charts.forEach((chart) => share(chart, charts));
     window.molrgCharts = charts;
     document.documentElement.dataset.charts = "drawn";
-    new MutationObserver(() => charts.forEach((chart) => draw(chart).catch((e) => showPicture(chart.root, e)))).observe(
+    const redraw = (chart) => draw(chart).then(() => share(chart, charts));
+    new MutationObserver(() => charts.forEach((chart) => redraw(chart).catch((e) => showPicture(chart.root, e)))).observe(
       document.documentElement,
       { attributes: true, attributeFilter: ["data-theme"] },
     );
