@@ -131,9 +131,9 @@ def exact_boundary(num_classes: int, rank: int) -> float:
 def boundary_at_rate(rate: float, rank: int) -> float:
     """Return delta_c of the exact value for K = 1 + e^(rate rank) classes, which may be beyond all floats.
 
-    As `exact_boundary`, with a_1 = sum_v psi(v) phi(v)^(K-1) by the trapezoidal rule throughout and all factors
-    as logarithms, phi = 1 - q with q = E[1 - e^{-e^t}], t = v + scale Y, which is as small as 1/K. Relative
-    error below 1e-8.
+    As `exact_boundary`, with a_1 = sum_v psi(v) phi(v)^(K-1) by the trapezoidal rule throughout and all
+    factors as logarithms: phi = 1 - q with q = E[1 - e^{-e^t}], t = v + scale Y, which is as small as 1/K.
+    Relative error below 1e-8.
 
     Raises ValueError unless rate > 0 and rank >= 10, which makes the densities of chi^2 smooth at 0.
 
