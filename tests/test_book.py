@@ -197,3 +197,36 @@ def test_a_build_waits_for_one_that_runs(clone: Path, page: str) -> None:
     assert "another `make book` is running here: waiting until it ends" in said
     assert "executed index" not in said
     assert first.returncode == 0
+
+
+def test_a_run_elsewhere_is_shown_as_a_page_that_needs_no_network(tmp_path: Path) -> None:
+    shown = nbformat.read(pages.notebook_path("theory/snr"), as_version=4)
+    shown.metadata["papermill"] = {"exception": None, "parameters": {"rank": 7}}
+    nbformat.write(shown, tmp_path / "out.ipynb")
+    page = pages.show(tmp_path / "out.ipynb")
+    assert page == tmp_path / "out_html" / "index.html"
+    text = page.read_text(encoding="utf-8")
+    assert "A run with <code" in text
+    assert "rank = 7" in text
+    assert text.count('class="proof theorem') >= 2
+    assert 'class="math notranslate' in text
+    assert "vega-lite" in text
+    needed = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="([^"?#]+)', text)
+    assert {each for each in needed if re.match(r"https?:|//", each)} == set()
+    assert {"_static/vendor/tex-svg-full.js", "_static/vendor/vega.js"} <= set(needed)
+    assert [each for each in needed if not (page.parent / each).exists()] == []
+
+
+def test_a_run_that_failed_is_not_shown(tmp_path: Path) -> None:
+    shown = nbformat.read(pages.notebook_path("theory/snr"), as_version=4)
+    next(cell for cell in shown.cells if cell.cell_type == "code").execution_count = None
+    nbformat.write(shown, tmp_path / "out.ipynb")
+    with pytest.raises(
+        pages.PageError, match="code cell 1 has not been executed: run it again with papermill"
+    ):
+        pages.show(tmp_path / "out.ipynb")
+    (tmp_path / "text.ipynb").write_text("no notebook")
+    for wrong in ("text.ipynb", "absent.ipynb"):
+        with pytest.raises(pages.PageError, match="cannot be read as a notebook"):
+            pages.show(tmp_path / wrong)
+    assert not list(tmp_path.glob("*_html"))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import gammaln, log_expit, logsumexp
+from scipy.special import expit, gammaln, log_expit, logsumexp
+from scipy.stats import chi2
 
 from experiments.theory import peak_boundary, phase_diagram
 from molrg import snr
@@ -147,6 +148,35 @@ def test_boundaries_in_the_limits() -> None:
     assert errors[1] < errors[0] / 2
 
 
+def test_boundary_at_a_rate_is_the_exact_one_while_there_are_few_classes() -> None:
+    by_number = peak_boundary.exact_boundary(1000, 12)
+    assert peak_boundary.boundary_at_rate(math.log(999) / 12, 12) == pytest.approx(by_number, rel=1e-8)
+    boundary = peak_boundary.boundary_at_rate(1.0, 30)  # e^30 classes, by other sums in 400 bits
+    ends = boundary * (1 - 1e-5), boundary * (1 + 1e-5)
+    assert peak_boundary.certify_exact_boundary(round(math.exp(30)) + 1, 30, *ends)
+
+
+def test_boundary_at_a_rate_with_more_classes_than_can_be_counted() -> None:
+    """By drawing the largest of e^240 energies, which are a Poisson process, and the mean of the others."""
+    rank, draws, kept = 240, 20_000, 200
+    boundary = peak_boundary.boundary_at_rate(1.0, rank)
+    own, other = (boundary**-2 - 1) / 2, (1 - boundary**2) / 2
+    rng, y = np.random.default_rng(0), np.linspace(200, 1500, 20_001)
+    log_number = rank + chi2.logsf(y, rank)  # of energies above y
+    logits = np.full(draws, -np.inf)
+    arrivals = np.zeros(draws)
+    for _ in range(kept):
+        arrivals += rng.exponential(size=draws)
+        largest = np.interp(-np.log(arrivals), -log_number, y)
+        logits = np.logaddexp(logits, other * largest)
+    log_density = rank + other * y + chi2.logpdf(y, rank) + math.log(y[1] - y[0])
+    below = np.interp(largest, y, np.logaddexp.accumulate(log_density))
+    share = expit(own * rng.chisquare(rank + 2, draws) - np.logaddexp(logits, below)).mean()
+    assert share == pytest.approx(0.5, abs=0.01)  # 3 standard errors; b_1 is below e^-200
+    limits = [peak_boundary.joint_boundary(1.0, exact) for exact in (True, False)]
+    assert abs(boundary / limits[0] - 1) < 0.004 < 0.08 < abs(boundary / limits[1] - 1)
+
+
 def test_laws_become_exact() -> None:
     assert math.exp(peak_boundary.log_undecided(2, 2)) == pytest.approx(2 * math.log(2), rel=1e-12)
     for noisy in (True, False):
@@ -217,6 +247,8 @@ def test_exact_boundary_is_proved() -> None:
         (lambda: peak_boundary.theorem_boundary(2, 0), "rank must be positive and finite"),
         (lambda: peak_boundary.exact_boundary(2, 1.5), "rank must be an integer >= 1"),  # type: ignore[arg-type]
         (lambda: peak_boundary.certify_exact_boundary(2, 1, 0.5, 0.4), "below must be less than above"),
+        (lambda: peak_boundary.exact_boundary(10**8, 2), "at most 10\\^7, got 100000000: use boundary_at"),
+        (lambda: peak_boundary.boundary_at_rate(1, 9), "rank must be an integer >= 10"),
         (lambda: peak_boundary.joint_boundary(-1), "load must be positive and finite"),
         (lambda: peak_boundary.theorem_peak(2, 1, 1.0), "delta must lie strictly between 0 and 1"),
         (lambda: peak_boundary.large_rank_law(2, 1, 0.9), "too small for this law"),

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -746,6 +747,39 @@ def test_a_bin_is_fetched_on_request_alone(tmp_path: Path, hub: list[dict[str, A
     assert not list((tmp_path / "snapshot").rglob(f"*{checkpoint_files.BIN}"))
     published.load("owner/name", allow_bin=True)
     assert len(list((tmp_path / "snapshot").rglob(f"*{checkpoint_files.BIN}"))) == 2
+
+
+@pytest.mark.parametrize("stem", ["diffusion_pytorch_model", "model"])
+def test_shards_on_the_hub_are_named(tmp_path: Path, hub: list[dict[str, Any]], stem: str) -> None:
+    folder = bare(tmp_path / "hub", tiny_unet())
+    (folder / checkpoint_files.SAFE).rename(folder / f"{stem}-00001-of-00002.safetensors")
+    (folder / f"{stem}.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"in shards \({stem}.safetensors.index.json\), and one file, diff"):
+        published.load("owner/name")
+    assert not list((tmp_path / "snapshot").glob("*-of-*"))
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        ("model.safetensors.index.json", "model-00001-of-00002.safetensors"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors",),
+        ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors",),
+        ("diffusion_pytorch_model-00001-of-00002.bin", "diffusion_pytorch_model.bin.index.json"),
+    ],
+)
+def test_shards_of_every_naming_are_named(tmp_path: Path, shards: tuple[str, ...]) -> None:
+    folder = bare(tmp_path, tiny_unet())
+    whole = (folder / checkpoint_files.SAFE).read_bytes()
+    for name in shards:
+        (folder / name).write_bytes(whole)
+    assert published.load(folder).digest == published.digest_of(folder)  # of the whole file, which is read
+    (folder / checkpoint_files.SAFE).unlink()
+    for call in (published.load, published.digest_of):
+        with pytest.raises(
+            ValueError, match=rf"in shards \({re.escape(', '.join(sorted(shards)))}\), and one"
+        ):
+            call(folder, allow_bin=True)
 
 
 def test_names_that_are_nowhere(tmp_path: Path) -> None:

@@ -273,14 +273,19 @@ class TestStore:
         assert said.count("FAILED: DamagedResult: stored result") == 2
         assert f"which belongs into trial/{second.name}. Restore it with `git checkout -- {first}`" in said
 
-    def test_a_result_that_is_too_large_is_refused_and_its_checkpoints_kept(self, package: Path) -> None:
+    def test_a_result_too_large_for_the_book_is_kept_where_other_runs_find_it(
+        self, package: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("MOLRG_RESULTS")
+        (package / "book").mkdir()
         edit(package, "np.arange(3", "np.random.default_rng(0).random(600_000) + np.arange(1")
-        edit(package, "    time.sleep", "    (workdir / 'checkpoint').touch()\n    time.sleep")
-        process = start()
-        said = process.communicate(timeout=60)[1]
-        assert "bytes, more than 5,000,000: return less; the checkpoints of the run are still in" in said
-        assert len(list((package / "results" / ".work" / "trial").glob("*/run/checkpoint"))) == 1
-        assert not list((package / "results").glob("trial/*"))
+        for _ in range(2):  # the second time it is there, and as large
+            said = start(f"with results.listed() as used: {CALL}").communicate(timeout=60)[1]
+            (kept,) = (package / "results" / ".reruns" / "trial").glob("*.json")
+            assert f"bytes, and the book bears 5,000,000: it is kept in {kept}, where other runs" in said
+            assert not list((package / "results").glob("trial/*"))
+        assert call(f"print({CALL}.value['double'])") == "6\n"
+        assert runs(package) == ["1", "3"]
 
     def test_the_results_of_a_page_of_the_book_and_of_other_runs_are_kept_apart(
         self, package: Path, monkeypatch: pytest.MonkeyPatch

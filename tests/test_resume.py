@@ -24,6 +24,14 @@ def test_a_part_is_computed_once_and_read_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found["squares"], [0, 1, 4, 9])
 
 
+def test_arguments_are_handed_on_in_their_order(tmp_path: Path) -> None:
+    def difference(first: int, second: int) -> dict[str, int]:
+        return {"difference": first - second}
+
+    assert resume.arrays(tmp_path / "part.npz", difference, 5, 3)["difference"] == 2
+    assert resume.values(tmp_path / "part.json", difference, 5, 3) == {"difference": 2}
+
+
 def test_what_json_holds_comes_back_alike_from_either(tmp_path: Path) -> None:
     file = tmp_path / "part.json"
     first = resume.values(file, lambda: [(1, 2.5), "x", float("nan")])

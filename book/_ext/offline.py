@@ -1,9 +1,4 @@
-"""Build the book strictly, and so that it needs no network.
-
-Strictly: every page is read anew, so that a second build repeats what the first one said; a warning fails the
-build; a notebook that failed, was cleared, or is older than its text, code or results is refused. Without a
-network: MathJax and Vega are copied from installed packages, with their licences.
-"""
+"""Build pages that need no network: MathJax and Vega are copied from installed packages."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +7,10 @@ from typing import Any
 from docutils import nodes
 from myst_nb.core import render
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from compendium import charts, pages
+from compendium import charts
 
 # Unwrapped, the bundle's top-level names would clash with those of other scripts (`_`, for one).
 _VEGA = "window.vegaEmbed = vegaEmbed; window.vega = vega;"
@@ -27,37 +21,11 @@ def draw_charts() -> None:
     render.load_mime_renders = lambda: [charts.MystRenderer]
 
 
-def exclude_texts(app: Sphinx, config: Any) -> None:
-    """Show the executed notebooks: their texts, beside them, are not pages of their own."""
-    config.exclude_patterns += [f"{page}.md" for page in pages.page_ids()]
-
-
 def drop_live_kernels(app: Sphinx, config: Any) -> None:
     """Keep sphinx-thebe, which jupyter-book always loads, from adding its scripts: they need a server."""
     unwanted = ("init_thebe_core", "update_thebe_context")
     for listeners in app.events.listeners.values():
         listeners[:] = [each for each in listeners if getattr(each.handler, "__name__", "") not in unwanted]
-
-
-def refuse_unfit_notebooks(app: Sphinx) -> None:
-    """Stop the build where a notebook must not be shown, with all reasons at once."""
-    problems = [problem for page in pages.page_ids() for problem in pages.problems(page)]
-    if problems:
-        raise ExtensionError("the book is not built:\n" + "\n".join(problems))
-
-
-def read_everything(
-    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
-) -> set[str]:
-    """Read every page in every build: a warning belongs to reading, and an unread page would hide it."""
-    return set(env.found_docs)
-
-
-def fail_on_warnings(app: Sphinx, exception: Exception | None) -> None:
-    """Make a warning an error, also where the build was not asked to."""
-    count = app._warncount
-    if exception is None and count:
-        raise ExtensionError(f"the book has {count} warning(s), and none is allowed: see above")
 
 
 def copy_libraries(app: Sphinx) -> None:
@@ -105,11 +73,7 @@ class PicturesBesideCharts(SphinxPostTransform):
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx."""
     draw_charts()
-    app.connect("config-inited", exclude_texts)
     app.connect("config-inited", drop_live_kernels)
-    app.connect("builder-inited", refuse_unfit_notebooks)
     app.connect("builder-inited", copy_libraries)
-    app.connect("env-get-outdated", read_everything)
-    app.connect("build-finished", fail_on_warnings, priority=900)
     app.add_post_transform(PicturesBesideCharts)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,6 +3,7 @@
     python -m compendium.pages format book/theory/snr.md
     python -m compendium.pages execute book/theory/snr.md
     python -m compendium.pages status
+    python -m compendium.pages show out.ipynb    # a run by papermill, as a page of its own in out_html/
 
 A page is up to date when its text, the code of the package that it reaches, the stored results that it used
 and the verdicts recorded for it are those of its last run: contents count, modification times do not. A page
@@ -14,6 +15,7 @@ import argparse
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,7 @@ __all__ = [
     "page_id",
     "page_ids",
     "problems",
+    "show",
     "tidy",
 ]
 
@@ -159,6 +162,49 @@ def execute(page: str) -> Path:
     _write(notebook_path(page), source)
     (FAILED / f"{page}.ipynb").unlink(missing_ok=True)
     return notebook_path(page)
+
+
+def show(notebook: Path) -> Path:
+    """Build one page from a notebook that papermill ran, wherever it is; return the page's file.
+
+    It stands with what it needs in the folder `<name>_html` beside the notebook, with theorems, formulas and
+    charts as in the book, and needs no network. What it refers to on other pages becomes plain text.
+
+    Raises `PageError` where the notebook cannot be read, did not run to its end, or cannot be built.
+    """
+    import nbformat
+    import yaml
+
+    notebook = notebook.resolve()
+    try:
+        shown = nbformat.read(notebook, as_version=4)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise PageError(f"{notebook} cannot be read as a notebook: {error}") from None
+    if found := list(faults(shown)):
+        raise PageError(f"{notebook} is not shown: {'; '.join(found)}: run it again with papermill")
+    if given := shown.metadata.get("papermill", {}).get("parameters"):
+        words = ", ".join(f"`{name} = {value!r}`" for name, value in given.items())
+        shown.cells.insert(1, nbformat.v4.new_markdown_cell(f"*A run with {words}.*"))
+    shown.cells.append(nbformat.v4.new_markdown_cell("```{bibliography}\n```"))
+    config = yaml.safe_load((BOOK / "_config.yml").read_text("utf-8"))
+    for key in ("repository", "launch_buttons"):
+        del config[key]
+    for extension in ("strict", "redirects"):
+        del config["sphinx"]["local_extensions"][extension]
+    with tempfile.TemporaryDirectory(prefix="molrg-") as folder:
+        source = Path(folder, "book")
+        shutil.copytree(BOOK, source, ignore=shutil.ignore_patterns("*.md", "*.ipynb", "_build"))
+        (source / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        (source / "_toc.yml").write_text("format: jb-book\nroot: index\n", encoding="utf-8")
+        nbformat.write(shown, source / "index.ipynb")
+        build = [Path(sys.executable).with_name("jupyter-book"), "build", str(source)]
+        done = subprocess.run(build, capture_output=True, text=True)
+        html = source / "_build" / "html"
+        if done.returncode or not (html / "index.html").is_file():
+            raise PageError(f"{notebook} cannot be built as a page:\n{done.stdout}{done.stderr}")
+        target = notebook.with_name(f"{notebook.stem}_html")
+        shutil.copytree(html, target, dirs_exist_ok=True)
+    return target / "index.html"
 
 
 def problems(page: str) -> list[str]:
@@ -326,6 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--force", action="store_true", help="run also what is up to date")
     style = commands.add_parser("format", help="let ruff fix and format the code in the texts of pages")
     style.add_argument("page", nargs="+", help="a page's text, notebook or id")
+    rerun = commands.add_parser("show", help="build a page from a notebook that papermill ran")
+    rerun.add_argument("notebook", type=Path, help="what papermill wrote, in any folder")
     commands.add_parser("status", help="say which pages are up to date; fails if one is not")
     given = parser.parse_args(arguments)
     try:
@@ -340,6 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(f"executed {page}")
                 else:
                     print(f"up to date {page}")
+            return 0
+        if given.command == "show":
+            print(show(given.notebook))
             return 0
         unfit = False
         for page in page_ids():

@@ -61,7 +61,7 @@ FORMAT = 1
 FREE = ("dataset", "prior", "smoke")
 """Parameters that name the data and the size, in which a witness may differ from its run."""
 LARGEST = 5_000_000
-"""Largest stored result in bytes: results are committed, so they are to stay small."""
+"""Largest stored result of the book in bytes, which is committed; the results of other runs may be larger."""
 
 Function = Callable[..., dict[str, Any]]
 
@@ -145,9 +145,10 @@ def load_or_compute(
     whatever has entries has some in both; only those of the parameters in `FREE` may differ.
 
     Raises `TypeError` for parameters that the function does not take, `ValueError` for a witness that makes
-    other choices, `DamagedResult` for a stored file whose content changed or belongs to another call,
-    `RuntimeError` where the result is to be computed and its code was edited after it was imported, and
-    `OSError` where the result cannot be written; nothing is then overwritten.
+    other choices and for a result too large for the book, which is then kept where other runs find it,
+    `DamagedResult` for a stored file whose content changed or belongs to another call, `RuntimeError` where
+    the result is to be computed and its code was edited after it was imported, and `OSError` where the result
+    cannot be written; nothing is then overwritten.
     """
     parameters, witness = _complete(function, parameters), _complete(function, witness)
     _check_witness(function, parameters, witness)
@@ -159,7 +160,7 @@ def load_or_compute(
     if not path.exists():
         with _locked(path):
             if not path.exists() and rerun.exists() and not load(rerun).stale:
-                write_atomically(path, rerun.read_bytes())
+                _write(path, _read(rerun))
             if not path.exists():
                 _compute(function, parameters, witness, tolerance, path)
     if notes:
@@ -406,10 +407,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     content = {key: value for key, value in content.items() if key != "sha256"}
     content["sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
     written = _canonical(content)
-    if len(written) > LARGEST:
+    if len(written) > LARGEST and path.parents[1] == results_folder() != reruns_folder():
+        kept = reruns_folder() / path.parent.name / path.name
+        write_atomically(kept, written)
         raise ValueError(
-            f"the result for {path} takes {len(written):,} bytes, more than {LARGEST:,}: return less; the "
-            f"checkpoints of the run are still in {_work(path, '-*')}"
+            f"the result for {path} takes {len(written):,} bytes, and the book bears {LARGEST:,}: it is kept "
+            f"in {kept}, where other runs find it; for the book let the function return less"
         )
     for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a run that was killed here
         leftover.unlink()

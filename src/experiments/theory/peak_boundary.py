@@ -20,12 +20,14 @@ Since the weights are posterior probabilities, (K-1) b_1 = e^eta (1 - a_1) and (
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
+from scipy.stats import chi2
 
 from molrg.snr import enclosures, quadrature
 from molrg.snr.peaks import Peak
@@ -34,6 +36,7 @@ from molrg.support.checks import Levels, boolean, fraction, integer, noise_level
 __all__ = [
     "ExactCurve",
     "Law",
+    "boundary_at_rate",
     "certify_exact_boundary",
     "certify_single_peak",
     "exact_boundary",
@@ -105,11 +108,12 @@ def exact_boundary(num_classes: int, rank: int) -> float:
     more classes; that the SNR has a peak where a_1 - b_1 > 1/2 is proved, and that it only falls elsewhere is
     observed (`theory/phase_diagram`). Relative error below 1e-9.
 
-    Raises ValueError unless num_classes >= 2 and rank >= 1.
+    Raises ValueError unless 2 <= num_classes <= 10^7 and rank >= 1.
 
     Statement: `thm-phase-exact`.
     """
-    integer("num_classes", num_classes, 2)
+    if integer("num_classes", num_classes, 2) > 10**7:  # phi^(K-1) magnifies the rounding of phi by K
+        raise ValueError(f"num_classes must be at most 10^7, got {num_classes}: use boundary_at_rate")
     integer("rank", rank, 1)
 
     def excess(eta: float) -> float:
@@ -122,6 +126,49 @@ def exact_boundary(num_classes: int, rank: int) -> float:
     while excess(high) < 0:
         high *= 1.25
     return float(np.exp(-brentq(excess, low, high, xtol=1e-11) / 2))
+
+
+def boundary_at_rate(rate: float, rank: int) -> float:
+    """Return delta_c of the exact value for K = 1 + e^(rate rank) classes, which may be beyond all floats.
+
+    As `exact_boundary`, with a_1 = sum_v psi(v) phi(v)^(K-1) by the trapezoidal rule throughout and all
+    factors as logarithms: phi = 1 - q with q = E[1 - e^{-e^t}], t = v + scale Y, which is as small as 1/K.
+    Relative error below 1e-8.
+
+    Raises ValueError unless rate > 0 and rank >= 10, which makes the densities of chi^2 smooth at 0.
+
+    Statement: `prop-phase-limits`.
+    """
+    start = -2 * math.log(joint_boundary(rate))
+    log_others, step = rate * integer("rank", rank, 10), 0.5
+    largest = (math.sqrt(rank) + 9) ** 2  # of chi^2, up to 1e-35; e^t weighs values e^eta times as large
+
+    def log_average(log_f: Callable, v: np.ndarray, scale: float, degrees: int, top: float) -> np.ndarray:
+        y = np.arange(step, top * scale, step) / scale
+        density = chi2.logpdf(y, degrees) + math.log(step / scale)
+        logs = (log_f(np.minimum(each + scale * y, 6)) + density for each in v)
+        return np.array([np.logaddexp.reduce(row) for row in logs])
+
+    def log_hit(t: np.ndarray) -> np.ndarray:
+        """log(1 - e^{-e^t})."""
+        return np.where(t < -30, t, np.log(-np.expm1(-np.exp(np.maximum(t, -30)))))
+
+    def excess(eta: float) -> float:
+        own, other = math.expm1(eta) / 2, -math.expm1(-eta) / 2
+        v = np.arange(-own * largest - 40, 5, step)
+        log_q = log_average(log_hit, v, other, rank, largest * math.exp(eta))
+        log_psi = log_average(lambda t: t - np.exp(t), v, own, rank + 2, largest)
+        exact = np.log(-np.log1p(-np.exp(np.clip(log_q, -30, -1e-12))))  # log(-log phi)
+        log_rate = log_others + np.where(log_q < -30, log_q, exact)
+        share = step * float(np.exp(log_psi - np.exp(np.minimum(log_rate, 6))).sum())
+        return share - math.exp(eta - log_others) * (1 - share) - 0.5
+
+    low, high = 0.9 * start, 1.1 * start
+    while excess(low) > 0:
+        low *= 0.9
+    while excess(high) < 0:
+        high *= 1.1
+    return math.exp(-brentq(excess, low, high, xtol=1e-9) / 2)
 
 
 def certify_exact_boundary(num_classes: int, rank: int, below: float, above: float) -> bool:

@@ -312,7 +312,8 @@ def _fetched(name: str, revision: str | None, allow_bin: bool, fetch: bool) -> P
 
     parts = ["", "unet/", "transformer/", "vae/"]
     wanted = ["model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
-    wanted += [part + file for part in parts for file in ("config.json", SAFE)]
+    indices = (f"{SAFE}.index.json", "model.safetensors.index.json")  # which name shards: see `_weights_file`
+    wanted += [part + file for part in parts for file in ("config.json", SAFE, *indices)]
 
     def folder_with(files: list[str]) -> Path:
         return Path(
