@@ -13,11 +13,11 @@ Source: Li, Jia et al., Evaluating the Representation Space of Diffusion Models 
 import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
-from scipy.special import gammaln, ive
+from scipy.special import gammaln
 from torch import Tensor
 
 from molrg.model.coefficients import block_variances, coefficients
-from molrg.snr.quadrature import TRANSITION, panel_rule, radii, transforms, weight_moments
+from molrg.snr.quadrature import TRANSITION, panel_rule, radii, scaled_bessel, transforms, weight_moments
 from molrg.support.checks import Levels, boolean, mixture_sizes, noise_levels
 
 __all__ = ["exact"]
@@ -75,7 +75,7 @@ def _shared(
     r = r[:, None]
     at = x * r / noise**2
     log_density = np.log(np.maximum(x, 1e-300)) + rank / 2 * (np.log(np.maximum(x, 1e-300)) - np.log(r))
-    density = np.exp(log_density - ((x - r) / noise) ** 2 / 2) * _scaled_bessel(rank / 2, at) / noise**2
+    density = np.exp(log_density - ((x - r) / noise) ** 2 / 2) * scaled_bessel(rank / 2, at) / noise**2
     mean = (inner * density * weight(np.minimum(x, grid[-1]))).sum(1)
     return float(measure @ (xi + gain * mean) ** 2)
 
@@ -91,11 +91,3 @@ def _mean_weight(
     phi = make_interp_spline(v, transforms(v, rank, kappa * other, False)[0] ** (num_classes - 1), k=5)
     at = t - kappa * energy[:, None]
     return step * np.where(at > lowest, phi(np.maximum(at, lowest)), 1) @ np.exp(t - np.exp(t))
-
-
-def _scaled_bessel(order: float, at: np.ndarray) -> np.ndarray:
-    """e^{-z} I_order(z), by its expansion where z is too large for scipy's."""
-    square = 4 * order**2
-    large = np.maximum(at, 1e7)
-    series = 1 - (square - 1) / (8 * large) * (1 - (square - 9) / (16 * large))
-    return np.where(at < 1e7, ive(order, np.minimum(at, 1e7)), series / np.sqrt(2 * np.pi * large))
