@@ -20,7 +20,7 @@ def enclosure(
     In units of C/(K-1), with lambda = zeta/xi, mu = lambda - 1, a = 2 kappa v_A, b = 2 kappa v_B, the lower
     ones are
 
-        1,    (lambda - mu q)_+^2 / (1 + 2 mu r_1 + mu^2 r_2),    ((1 + mu w^_+)^2 - e_+) / ((1 + mu w^_-)^2 + e_-),
+        1,  (lambda - mu q)_+^2 / (1 + 2 mu r_1 + mu^2 r_2),  ((1 + mu w_+)^2 - e_+) / ((1 + mu w_-)^2 + e_-),
 
     and the upper ones lambda^2 and the last with both signs turned, infinite where its denominator is not
     positive. q, r_1, r_2 bound what undecided points do, by the best of 39 exponents; e_+ and e_- bound how
@@ -55,9 +55,7 @@ def enclosure(
     return unit * low, unit * np.stack([(1 + mu) ** 2, highest])
 
 
-def bound(
-    num_classes: int, rank: int, delta: float, sigma: Levels, noisy_input: bool = True
-) -> np.ndarray:
+def bound(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_input: bool = True) -> np.ndarray:
     """Return a bound of |log(Theorem 1 / exact)|, (S,), from `enclosure`. Raises ValueError as there.
 
     Statement: `thm-error-bound`.

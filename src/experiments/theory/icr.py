@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from molrg import MoLRG
@@ -10,7 +9,7 @@ from molrg.model.coefficients import block_variances, coefficients
 from molrg.snr.quadrature import weight_moments
 from molrg.support.checks import mixture_sizes
 
-__all__ = ["VIEWS", "features", "highest", "start_slopes"]
+__all__ = ["VIEWS", "features", "start_slopes"]
 
 VIEWS = ("background and noise", "background", "noise")
 """What differs between two views of a point."""
@@ -19,11 +18,11 @@ VIEWS = ("background and noise", "background", "noise")
 def features(
     mixture: MoLRG, sigma: float, samples: int, views: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Denoised coordinates U^T f (N, K d) of two views of each of N points, as many of each class.
+    """Denoised coordinates U^T f (N, K d) of two views of each of N points, as many of each class, in any order.
 
     Views of which the noise does not differ have none. The bases of `mixture` are orthogonal.
     """
-    labels = torch.arange(samples) % mixture.num_classes
+    labels = torch.randperm(samples, generator=generator) % mixture.num_classes
     frame = torch.cat(mixture.bases, 1)
     own = torch.nn.functional.one_hot(labels, mixture.num_classes).to(frame.dtype)
     own = own.repeat_interleave(mixture.ranks[0], 1)
@@ -53,12 +52,3 @@ def start_slopes(num_classes: int, rank: int, delta: float) -> tuple[float, floa
     moments = np.array(weight_moments(num_classes, rank, kappa * own, kappa * other)) / rank
     slope = (1 / delta**2 - 1) * (2 * (moments[0] - moments[2]) - 1)
     return float(slope), float(slope / (1 + 1 / ((num_classes - 1) * delta**2)) - 1)
-
-
-def highest(levels: np.ndarray, values: np.ndarray) -> tuple[float, float] | None:
-    """Level and height of the largest of values (S,) over levels, by a spline; None if it is at an end."""
-    if values.argmax() in (0, len(values) - 1):
-        return None
-    fine = np.linspace(np.log(levels[0]), np.log(levels[-1]), 20_001)
-    drawn = make_interp_spline(np.log(levels), values, k=5)(fine)
-    return float(np.exp(fine[drawn.argmax()])), float(drawn.max())

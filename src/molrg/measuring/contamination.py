@@ -55,7 +55,9 @@ def icr(first: Tensor, second: Tensor, ridge: float = 0.0) -> Tensor:
     samples, dim = first.shape[-2:]
     if samples < (2 if ridge else dim + 3):
         need = "2" if ridge else f"D + 3 = {dim + 3} with ridge=0"
-        raise ValueError(f"the features need N >= {need} samples, got {samples}; pass a ridge > 0 or more samples")
+        raise ValueError(
+            f"the features need N >= {need} samples, got {samples}; pass a ridge > 0 or more samples"
+        )
     wide = widest(first.device)
     scale = binary_scale(torch.maximum(first.abs().amax(-2, True), second.abs().amax(-2, True)), (-1,))
     first, second = (first / scale).to(wide), (second / scale).to(wide)
@@ -65,8 +67,8 @@ def icr(first: Tensor, second: Tensor, ridge: float = 0.0) -> Tensor:
     smallest = torch.linalg.eigvalsh(noise)[..., 0]
     if not ridge and (smallest <= dim * torch.finfo(given[0].dtype).eps * size).any():
         raise ValueError(
-            "the difference of the two views does not reach every dimension of the features, so that the noise "
-            "covariance is singular; project the features on their span or pass a ridge > 0"
+            "the difference of the two views does not reach every dimension of the features, so that the "
+            "noise covariance is singular; project the features on their span or pass a ridge > 0"
         )
     if ridge and (size == 0).any():
         raise ValueError("the two views have the same features: the ICR is 0, and no covariance to invert")

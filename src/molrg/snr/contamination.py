@@ -33,7 +33,7 @@ def exact(num_classes: int, rank: int, delta: float, sigma: Levels, noisy_input:
         ICR = 1 - E<f, f'>/E||f||^2,    E<f, f'> = d E[(xi + (zeta - xi) g(R))^2],    R^2 ~ chi^2_{d+2},
 
     where g(R) is the mean of E[w_k | A] over A = sigma^2 chi'^2_{d+2}(R^2/sigma^2), for clean input A = R^2.
-    Absolute error below 1e-9 for K from 2 to 1000, d from 1 to 100, delta from .02 to .9, sigma from .01 to 20.
+    Absolute error below 1e-9 for K from 2 to 1000, d from 1 to 100, delta .02 to .9, sigma .01 to 20.
 
     Raises ValueError for arguments outside the ranges of `molrg.snr.exact`.
 
@@ -80,9 +80,7 @@ def _shared(
     return float(measure @ (xi + gain * mean) ** 2)
 
 
-def _mean_weight(
-    num_classes: int, rank: int, kappa: float, other: float, energy: np.ndarray
-) -> np.ndarray:
+def _mean_weight(num_classes: int, rank: int, kappa: float, other: float, energy: np.ndarray) -> np.ndarray:
     """E[w_k | A] at own energies A: the integral of e^t e^{-e^t} phi_B(t - kappa A)^{K-1} over t."""
     step = 0.2  # with which this sum is exact to 18 digits
     t = np.arange(-45, TRANSITION[-1], step)

@@ -118,6 +118,7 @@ def transforms(
         results[2][rows] = measure.sum(1)
     return results[0], results[1], results[2]
 
+
 def scaled_bessel(order: float, at: np.ndarray) -> np.ndarray:
     """e^{-z} I_order(z), by its expansion where z is too large for scipy's."""
     square = 4 * order**2
