@@ -9,6 +9,7 @@ over x_0 of class k, where f sees x_sigma (`noisy_input=True`) or x_0 with sigma
 (`noisy_input=False`). The two choices are independent.
 """
 
+from molrg.snr.angles import exact_angle
 from molrg.snr.approximations import refined, theorem
 from molrg.snr.integrals import AVERAGES, DENOMINATORS, exact, exact_classes, mismatched
 from molrg.snr.simulation import Estimate, estimate
@@ -19,6 +20,7 @@ __all__ = [
     "Estimate",
     "estimate",
     "exact",
+    "exact_angle",
     "exact_classes",
     "mismatched",
     "refined",

@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaln
+from scipy.special import gammaln, ive
 
-__all__ = ["ROWS", "TRANSITION", "outer_rule", "panel_rule", "radii", "transforms", "weight_moments"]
+__all__ = [
+    "ROWS",
+    "TRANSITION",
+    "outer_rule",
+    "panel_rule",
+    "radii",
+    "scaled_bessel",
+    "transforms",
+    "weight_moments",
+]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 
@@ -108,3 +117,11 @@ def transforms(
         measure *= growth
         results[2][rows] = measure.sum(1)
     return results[0], results[1], results[2]
+
+
+def scaled_bessel(order: float, at: np.ndarray) -> np.ndarray:
+    """e^{-z} I_order(z), by its expansion where z is too large for scipy's."""
+    square = 4 * order**2
+    large = np.maximum(at, 1e7)
+    series = 1 - (square - 1) / (8 * large) * (1 - (square - 9) / (16 * large))
+    return np.where(at < 1e7, ive(order, np.minimum(at, 1e7)), series / np.sqrt(2 * np.pi * large))
