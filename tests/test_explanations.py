@@ -200,8 +200,8 @@ def test_scores_count_octaves_signs_and_order() -> None:
     sizes = (0.06, 0.12, 0.2, 0.3)
     seen = [contest.measured([reading([0.4, 0.4, 0.4 + rise, 0.4, 0.3])])["noisy"] for rise in sizes]
     right = [1 - 10 * rise * np.log(levels / 0.023) ** 2 for rise in sizes]
-    assert contest.score(levels, right, seen) == pytest.approx((1, 4, 1, 1), rel=0.06)
+    assert contest.score("a gain", levels, right, seen) == pytest.approx((1, 4, 1, 1), rel=0.06)
     late = [rise - np.log(levels / levels[3]) ** 2 for rise in sizes]
-    found = contest.score(levels, late, seen)
+    found = contest.score("a gain", levels, late, seen)
     assert found.factor == pytest.approx(levels[3] / levels[2], rel=0.06)
-    assert contest.score(levels, [-levels] * 4, seen)[1:3] == (0, 0)
+    assert contest.score("a gain", levels, [-levels] * 4, seen)[1:3] == (0, 0)

@@ -32,7 +32,7 @@ _OVER = tuple(f"garments+{kind}-{delta:g}" for kind, delta in image_data.BACKGRO
 DATASETS: dict[str, tuple[str, int]] = {
     "natural-16": ("unet-32-64-96", 500_000),
     "garments": ("unet-32-48", 120_000),
-    **{name: ("unet-32-48", 120_000) for name in _OVER},
+    **dict.fromkeys(_OVER, ("unet-32-48", 120000)),
     "digits": ("unet-32-48", 20_000),
 }
 """By data set the networks of the contest: their kind, and how many images they have seen."""
@@ -148,11 +148,8 @@ class Score(NamedTuple):
     order: float
 
 
-def score(levels: np.ndarray, predicted: Sequence[np.ndarray], seen: Sequence[Measured]) -> Score:
-    """Return the score of predicted curves, one (L,) for each of the data sets `seen`.
-
-    The height of a predicted curve is its highest value over its first.
-    """
+def score(entry: str, levels: np.ndarray, predicted: Sequence[np.ndarray], seen: Sequence[Measured]) -> Score:
+    """Return the score of an entry's predicted curves, one (L,) for each of the data sets `seen`."""
     tops = [explanations.peak(levels, curve) for curve in predicted]
     factors = [
         abs(np.log(top / each.level))
@@ -160,7 +157,7 @@ def score(levels: np.ndarray, predicted: Sequence[np.ndarray], seen: Sequence[Me
         if top is not None and each.level is not None and each.rises
     ]
     signs = [(top is not None) == each.rises for top, each in zip(tops, seen, strict=True)]
-    heights = [float(curve.max() - curve[0]) for curve in predicted]
+    heights = [explanations.height(entry, curve) for curve in predicted]
     order = np.nan
     if len(seen) >= 4 and np.ptp(heights) > 0:
         order = float(stats.spearmanr(heights, [each.rise[0] for each in seen]).statistic)

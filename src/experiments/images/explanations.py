@@ -24,7 +24,7 @@ from molrg import snr
 from molrg.images import Images
 from molrg.measuring import subspaces
 
-__all__ = ["ENTRIES", "LEVELS", "Isotropic", "Spectrum", "isotropic", "peak", "predict", "spectrum"]
+__all__ = ["ENTRIES", "LEVELS", "Isotropic", "Spectrum", "height", "isotropic", "peak", "predict", "spectrum"]
 
 LEVELS = np.geomspace(0.002, 5, 21)
 RANK = 5
@@ -160,6 +160,11 @@ def peak(levels: np.ndarray, curve: np.ndarray) -> float | None:
     left, top, right = curve[i - 1 : i + 2]
     shift = (right - left) / (2 * (2 * top - left - right))
     return float(levels[i] * (levels[i + 1] / levels[i]) ** shift)
+
+
+def height(entry: str, curve: np.ndarray) -> float:
+    """Return the highest value over the first for SNRs and scatter ratios, their difference for others."""
+    return float(curve.max() / curve[0]) if entry in ENTRIES[:4] else float(curve.max() - curve[0])
 
 
 def class_mixture(data: Images, directions: Spectrum) -> GaussianMixture:
