@@ -18,7 +18,7 @@ VIEWS = ("background and noise", "background", "noise")
 def features(
     mixture: MoLRG, sigma: float, samples: int, views: str, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Denoised coordinates U^T f (N, K d) of two views of each of N points, as many of each class, in any order.
+    """Denoised coordinates U^T f (N, K d) of two views of each of N points, as many of each class.
 
     Views of which the noise does not differ have none. The bases of `mixture` are orthogonal.
     """

@@ -7,7 +7,7 @@ __all__ = ["highest"]
 
 
 def highest(levels: np.ndarray, values: np.ndarray) -> tuple[float, float] | None:
-    """Level and height of the largest of values (S,), by a spline over log levels; None if it is at an end."""
+    """Level and height of the largest of values (S,), by a spline over log levels; None at an end."""
     if values.argmax() in (0, len(values) - 1):
         return None
     fine = np.linspace(np.log(levels[0]), np.log(levels[-1]), 20_001)

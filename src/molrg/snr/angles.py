@@ -29,7 +29,8 @@ def exact_angle(
 
     Equally likely classes of rank d, background `span`. With c = cos and s = sin of the angle, a point of
     class 1 has p = U_1^T x ~ N(0, v_A I) and y = U_2^T x = c p + s q, q ~ N(0, v_B I) independent. The
-    weights depend on the two lengths alone, w_1 = 1/(1 + e^{kappa (|y|^2 - |p|^2)}), and given them <p, y> has the mean
+    weights depend on the two lengths alone, w_1 = 1/(1 + e^{kappa (|y|^2 - |p|^2)}), and given them <p, y>
+    has the mean
 
         |p| |y| I_{d/2}(z) / I_{d/2-1}(z),    z = c |p| |y| / (s^2 v_B),
 
