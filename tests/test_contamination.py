@@ -91,9 +91,9 @@ def test_the_estimator_is_its_definition_where_samples_abound() -> None:
     spread = torch.linspace(0.5, 3, 6, dtype=torch.float64)
     mix = torch.randn(6, 6, generator=generator, dtype=torch.float64)
 
-    def pair(*shape: int) -> list[torch.Tensor]:
+    def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
         draws = torch.randn(3, *shape, 6, generator=generator, dtype=torch.float64)
-        return [(draws[0] * spread + draws[i]) @ mix for i in (1, 2)]
+        return (draws[0] * spread + draws[1]) @ mix, (draws[0] * spread + draws[2]) @ mix
 
     true = 6 / (6 + spread.square().sum().item())
     assert icr(*pair(100_000)).item() == pytest.approx(true, rel=0.02)

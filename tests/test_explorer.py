@@ -76,8 +76,8 @@ def test_what_the_browser_draws_is_right_to_two_per_cent(
     sigma = 10**-0.437
     read = dict(re.findall(r"(refined|Theorem 1) ([\d.]+(?:e[-+]?\d+)?)", text))
     for name, function in (("refined", snr.refined), ("Theorem 1", snr.theorem)):
-        expected = float(function(K, d, delta, sigma, noisy_input=given == "noisy"))
-        assert float(read[name]) == pytest.approx(expected, rel=0.025)  # three digits are shown
+        shown = float(function(K, d, delta, sigma, noisy_input=given == "noisy"))
+        assert float(read[name]) == pytest.approx(shown, rel=0.025)  # three digits are shown
 
 
 def test_between_its_nodes_the_table_is_right_to_two_per_cent(table: np.ndarray) -> None:

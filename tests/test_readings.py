@@ -127,7 +127,8 @@ def test_a_stopped_run_goes_on(
     shipped: zoo.Preconditioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = readings.run(**SMALL, images=64, workdir=tmp_path / "whole")
-    real, calls = readings._figures, []
+    real = readings._figures
+    calls: list[None] = []
 
     def stopping(*given: Any) -> dict[str, Any]:
         calls.append(None)
@@ -149,7 +150,7 @@ def test_own_images_train_a_network_and_a_published_one_takes_them_as_they_are(
 ) -> None:
     monkeypatch.setenv("MOLRG_NETWORKS", str(tmp_path / "networks"))
     rng = np.random.default_rng(0)
-    content = {
+    content: dict[str, Any] = {
         f"{part}_{what}": values
         for part, count in (("train", 40), ("test", 20))
         for what, values in (

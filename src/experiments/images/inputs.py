@@ -58,7 +58,11 @@ def _picture(mode: str, width: int = 8) -> Any:
     from PIL import Image
 
     values = np.arange(6 * width).reshape(6, width)
-    kinds = {"I;16": values.astype(np.uint16) * 900, "F": values.astype(np.float32) / 60, "I": values * 9000}
+    kinds: dict[str, np.ndarray] = {
+        "I;16": values.astype(np.uint16) * 900,
+        "F": values.astype(np.float32) / 60,
+        "I": values * 9000,
+    }
     if mode in kinds:
         return Image.fromarray(kinds[mode].astype(np.int32) if mode == "I" else kinds[mode])
     return Image.fromarray(values.astype(np.uint8) * 4).convert(mode)
@@ -118,7 +122,7 @@ FOLDERS: Mapping[str, Make] = {
 
 def _archive(folder: Path, **changes: Any) -> Path:
     pictures, labels = np.zeros((4, 6, 8), np.uint8), np.array([0, 1, 0, 1])
-    content = {f"{part}_images": pictures for part in ("train", "test")}
+    content: dict[str, Any] = {f"{part}_images": pictures for part in ("train", "test")}
     content |= {f"{part}_labels": labels for part in ("train", "test")} | changes
     np.savez(folder / "own.npz", **{key: value for key, value in content.items() if value is not None})
     return folder / "own.npz"
@@ -146,11 +150,12 @@ def _unet(folder: Path, scheduler: Mapping[str, Any] | None = None, **settings: 
     import diffusers
 
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    model = diffusers.UNet2DModel(
+    model: Any = diffusers.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), norm_num_groups=2, **blocks
     )
     model.save_pretrained(folder)
-    diffusers.DDPMScheduler().save_pretrained(folder)
+    scheduled: Any = diffusers.DDPMScheduler()
+    scheduled.save_pretrained(folder)
     for file, changes in (("config.json", settings), ("scheduler_config.json", scheduler or {})):
         content = json.loads((folder / file).read_text(encoding="utf-8"))
         (folder / file).write_text(json.dumps(content | dict(changes)), encoding="utf-8")
@@ -162,11 +167,12 @@ def _latent(folder: Path, first_stage: str) -> None:
 
     blocks = {"block_out_channels": (4, 8), "norm_num_groups": 2, "latent_channels": 4}
     blocks |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    transformer = diffusers.DiTTransformer2DModel(
+    transformer: Any = diffusers.DiTTransformer2DModel(
         num_attention_heads=1, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=4
     )
     transformer.save_pretrained(folder / "transformer")
-    diffusers.DDIMScheduler().save_pretrained(folder / "scheduler")
+    scheduled: Any = diffusers.DDIMScheduler()
+    scheduled.save_pretrained(folder / "scheduler")
     getattr(diffusers, first_stage)(**blocks).save_pretrained(
         folder / ("vae" if first_stage == "AutoencoderKL" else "vqvae")
     )

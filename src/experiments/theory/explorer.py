@@ -51,7 +51,9 @@ def run(num_classes: Sequence[int], ranks: Sequence[int], workdir: Path) -> dict
     deltas, levels = DELTAS[:: _EVERY[0]], LEVELS[:: _EVERY[1]]
     values = np.empty((2, len(num_classes), len(ranks), len(deltas), len(levels)))
     for i, r, j, s in np.ndindex(2, *values.shape[2:]):
-        signal, noise = energies(num_classes, ranks[r], deltas[j], levels[s], _INPUTS[i] == "noisy")
+        signal, noise = energies(
+            num_classes, ranks[r], float(deltas[j]), float(levels[s]), _INPUTS[i] == "noisy"
+        )
         values[i, :, r, j, s] = np.log(signal / noise)
     return {"log_snr": np.round(values, 6)}
 
@@ -136,7 +138,8 @@ def figure(
     told = " + ' · ' + ".join(f"'{n} ' + format(exp(datum.sum_{i}), '.3~g')" for i, n in enumerate(names))
     series = {"field": "name", "type": "nominal", "title": None}
     channel = {"domain": names, "range": list(colors)}
-    x = {"field": "level", "type": "quantitative", "title": "noise level σ (log scale)"}
+    low_sigma, high_sigma = (round(float(np.log10(level)), 2) for level in _SIGMA_RANGE)
+    x: dict[str, Any] = {"field": "level", "type": "quantitative", "title": "noise level σ (log scale)"}
     x["scale"] = {"type": "log", "domain": list(_SIGMA_RANGE), "nice": False}
     return {
         "params": [
@@ -146,7 +149,7 @@ def figure(
             _choice("d", "rank d ", list(RANKS), rank),
             _choice("given", "input ", list(_INPUTS), "noisy"),
             _slider("delta", "background δ ", 0.2, *_DELTA_RANGE, 0.01),
-            _slider("log_sigma", "noise log₁₀ σ ", -0.5, *np.round(np.log10(_SIGMA_RANGE), 2), 0.01),
+            _slider("log_sigma", "noise log₁₀ σ ", -0.5, low_sigma, high_sigma, 0.01),
             {"name": "sigma", "expr": "pow(10, log_sigma)"},
         ],
         "data": {"sequence": {"start": 0, "stop": len(LEVELS), "as": "j"}},
@@ -207,7 +210,7 @@ def cloud(num_points: int, seed: int, colors: Sequence[str]) -> dict[str, Any]:
         "class": "datum.c ? 'class 2' : 'class 1'",
     }
     axis = {"type": "quantitative", "scale": {"domain": [-3.5, 3.5]}}
-    colour = {"field": "class", "type": "nominal", "title": None}
+    colour: dict[str, Any] = {"field": "class", "type": "nominal", "title": None}
     colour["scale"] = {"domain": ["class 1", "class 2"], "range": list(colors)}
 
     def points(what: str, **mark: Any) -> dict[str, Any]:
