@@ -197,7 +197,7 @@ def show(notebook: Path) -> Path:
         (source / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
         (source / "_toc.yml").write_text("format: jb-book\nroot: index\n", encoding="utf-8")
         nbformat.write(shown, source / "index.ipynb")
-        build = [Path(sys.executable).with_name("jupyter-book"), "build", str(source)]
+        build = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(source)]
         done = subprocess.run(build, capture_output=True, text=True)
         html = source / "_build" / "html"
         if done.returncode or not (html / "index.html").is_file():

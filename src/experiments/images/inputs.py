@@ -3,6 +3,7 @@
 The files are made on the fly: images of 8 x 6 pixels, networks with two blocks.
 """
 
+import importlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -58,9 +59,13 @@ def _picture(mode: str, width: int = 8) -> Any:
     from PIL import Image
 
     values = np.arange(6 * width).reshape(6, width)
-    kinds = {"I;16": values.astype(np.uint16) * 900, "F": values.astype(np.float32) / 60, "I": values * 9000}
+    kinds: dict[str, np.ndarray] = {
+        "I;16": (values * 900).astype(np.uint16),
+        "I": (values * 9000).astype(np.int32),
+        "F": (values / 60).astype(np.float32),
+    }
     if mode in kinds:
-        return Image.fromarray(kinds[mode].astype(np.int32) if mode == "I" else kinds[mode])
+        return Image.fromarray(kinds[mode])
     return Image.fromarray(values.astype(np.uint8) * 4).convert(mode)
 
 
@@ -118,7 +123,7 @@ FOLDERS: Mapping[str, Make] = {
 
 def _archive(folder: Path, **changes: Any) -> Path:
     pictures, labels = np.zeros((4, 6, 8), np.uint8), np.array([0, 1, 0, 1])
-    content = {f"{part}_images": pictures for part in ("train", "test")}
+    content: dict[str, Any] = {f"{part}_images": pictures for part in ("train", "test")}
     content |= {f"{part}_labels": labels for part in ("train", "test")} | changes
     np.savez(folder / "own.npz", **{key: value for key, value in content.items() if value is not None})
     return folder / "own.npz"
@@ -143,8 +148,7 @@ ARCHIVES: Mapping[str, Make] = {
 
 def _unet(folder: Path, scheduler: Mapping[str, Any] | None = None, **settings: Any) -> Any:
     """A UNet, with the settings of its configuration changed afterwards, and a scheduler beside it."""
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")  # its types are incomplete
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     model = diffusers.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), norm_num_groups=2, **blocks
@@ -158,8 +162,7 @@ def _unet(folder: Path, scheduler: Mapping[str, Any] | None = None, **settings: 
 
 
 def _latent(folder: Path, first_stage: str) -> None:
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")  # its types are incomplete
     blocks = {"block_out_channels": (4, 8), "norm_num_groups": 2, "latent_channels": 4}
     blocks |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     transformer = diffusers.DiTTransformer2DModel(
