@@ -3,6 +3,7 @@
 The files are made on the fly: images of 8 x 6 pixels, networks with two blocks.
 """
 
+import importlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -59,12 +60,12 @@ def _picture(mode: str, width: int = 8) -> Any:
 
     values = np.arange(6 * width).reshape(6, width)
     kinds: dict[str, np.ndarray] = {
-        "I;16": values.astype(np.uint16) * 900,
-        "F": values.astype(np.float32) / 60,
-        "I": values * 9000,
+        "I;16": (values * 900).astype(np.uint16),
+        "I": (values * 9000).astype(np.int32),
+        "F": (values / 60).astype(np.float32),
     }
     if mode in kinds:
-        return Image.fromarray(kinds[mode].astype(np.int32) if mode == "I" else kinds[mode])
+        return Image.fromarray(kinds[mode])
     return Image.fromarray(values.astype(np.uint8) * 4).convert(mode)
 
 
@@ -147,15 +148,13 @@ ARCHIVES: Mapping[str, Make] = {
 
 def _unet(folder: Path, scheduler: Mapping[str, Any] | None = None, **settings: Any) -> Any:
     """A UNet, with the settings of its configuration changed afterwards, and a scheduler beside it."""
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")  # its types are incomplete
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    model: Any = diffusers.UNet2DModel(
+    model = diffusers.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8), norm_num_groups=2, **blocks
     )
     model.save_pretrained(folder)
-    scheduled: Any = diffusers.DDPMScheduler()
-    scheduled.save_pretrained(folder)
+    diffusers.DDPMScheduler().save_pretrained(folder)
     for file, changes in (("config.json", settings), ("scheduler_config.json", scheduler or {})):
         content = json.loads((folder / file).read_text(encoding="utf-8"))
         (folder / file).write_text(json.dumps(content | dict(changes)), encoding="utf-8")
@@ -163,16 +162,14 @@ def _unet(folder: Path, scheduler: Mapping[str, Any] | None = None, **settings: 
 
 
 def _latent(folder: Path, first_stage: str) -> None:
-    import diffusers
-
+    diffusers: Any = importlib.import_module("diffusers")  # its types are incomplete
     blocks = {"block_out_channels": (4, 8), "norm_num_groups": 2, "latent_channels": 4}
     blocks |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    transformer: Any = diffusers.DiTTransformer2DModel(
+    transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=1, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=4
     )
     transformer.save_pretrained(folder / "transformer")
-    scheduled: Any = diffusers.DDIMScheduler()
-    scheduled.save_pretrained(folder / "scheduler")
+    diffusers.DDIMScheduler().save_pretrained(folder / "scheduler")
     getattr(diffusers, first_stage)(**blocks).save_pretrained(
         folder / ("vae" if first_stage == "AutoencoderKL" else "vqvae")
     )
