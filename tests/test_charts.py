@@ -151,19 +151,21 @@ def test_points_lie_on_curves_told_apart_by_two_properties() -> None:
         for kind in ("noisy", "clean")
         for sigma in (0.1, 1.0)
     ]
-    points = [{"sigma": 0.1, "snr": 2.0, "se": error, "input": "noisy"} for error in (0.5, 5.0)]
-    chart = charts.curves_with_points(lines, points, "snr", colour="input", dash="by", error="se")
+    points = [{"sigma": 0.1, "snr": 2.0, "low": 1.5, "high": 2.5, "input": "noisy"}]
+    parts = {"line": lines, "bar": points, "point": points}
+    told = {"color": "input", "strokeDash": "by"}
+    chart = charts.layers(("sigma", charts.LEVEL), ("snr", "SNR (log scale)"), parts, **told)
     spec = charts.show(chart, WORDS)._repr_mimebundle_()[charts.MIME]
     curve, bars, marks = spec["layer"]
     assert [layer["mark"]["type"] for layer in (curve, bars, marks)] == ["line", "rule", "point"]
     assert curve["encoding"]["color"]["scale"]["domain"] == ["noisy", "clean"]
     assert curve["encoding"]["color"]["scale"] == marks["encoding"]["color"]["scale"]
     assert curve["encoding"]["strokeDash"]["scale"]["domain"] == ["exact", "theorem"]
-    ends = [(row["low"], row["high"]) for row in spec["datasets"][bars["data"]["name"]]]
-    assert ends == [(1.5, 2.5), (0.2, 7.0)]  # a bar never reaches zero, which a log axis has not
+    assert (bars["encoding"]["y"]["field"], bars["encoding"]["y2"]["field"]) == ("low", "high")
+    assert {layer["encoding"]["y"]["scale"]["type"] for layer in spec["layer"]} == {"log"}
     many = [{**lines[0], "by": f"{i}"} for i in range(9)]
     with pytest.raises(ValueError, match="by can tell 8 series apart, not 9"):
-        charts.curves_with_points(many, points, "snr", colour="input", dash="by", error="se")
+        charts.layers(("sigma", charts.LEVEL), ("snr", "SNR"), {"line": many}, **told)
 
 
 def test_a_picture_is_a_png_in_its_url() -> None:
@@ -194,16 +196,18 @@ def test_curves_over_levels_are_made_from_arrays() -> None:
         {"one": [1.0, float("nan")], "two": (np.array([2.0, 3.0]), np.array([0.1, 0.2]))}, [0.1, 1.0], "SNR"
     )
     spec = charts.show(chart, "Two curves over two noise levels.").spec
-    (rows,) = spec["datasets"].values()
+    bands, rows = spec["datasets"].values()
     assert rows == [
         {"sigma": 0.1, "value": 1.0, "name": "one"},
-        {"sigma": 0.1, "value": 2.0, "name": "two", "width": 0.1},
-        {"sigma": 1.0, "value": 3.0, "name": "two", "width": 0.2},
+        {"sigma": 0.1, "value": 2.0, "name": "two"},
+        {"sigma": 1.0, "value": 3.0, "name": "two"},
     ]
+    ends = [{"low": 1.9, "high": 2.1}, {"low": 2.8, "high": 3.2}]
+    assert bands == [row | end for row, end in zip(rows[1:], ends, strict=True)]
 
 
 def test_repetitions_are_drawn_as_mean_and_deviation() -> None:
-    chart = charts.over_levels({"a": np.array([[1.0, 2.0], [3.0, 12.0]])}, [0.1, 1.0], "SNR", y_scale="log")
-    (rows,) = charts.show(chart, "One curve over two noise levels.").spec["datasets"].values()
+    chart = charts.over_levels({"a": np.array([[1.0, 2.0], [3.0, 12.0]])}, [0.1, 1.0], "SNR (log scale)")
+    rows, _ = charts.show(chart, "One curve over two noise levels.").spec["datasets"].values()
     assert [row["value"] for row in rows] == [2.0, 7.0]
-    assert [row["width"] for row in rows] == [1.414, 6.3]  # the second cut, so that the band keeps above 0
+    assert [row["low"] for row in rows] == [0.5858, 0.7]  # the second cut, so that the band keeps above 0

@@ -54,10 +54,10 @@ def test_student_with_many_degrees_of_freedom_is_gaussian() -> None:
 def test_student_is_converged(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [(freedom, rank, delta) for freedom in (3.0, 30.0) for rank, delta in ((1, 0.5), (8, 0.1))]
     coarse = [relaxations.student(rank, delta, freedom, [0.5]) for freedom, rank, delta in cases]
-    rule = chi_rules.legendre
+    rule = chi_rules.panel_rule
     for module in (relaxations, chi_rules):
         monkeypatch.setattr(
-            module, "legendre", lambda breaks: rule(np.linspace(breaks[0], breaks[-1], 2 * len(breaks)))
+            module, "panel_rule", lambda breaks: rule(np.linspace(breaks[0], breaks[-1], 2 * len(breaks)))
         )
     for (freedom, rank, delta), value in zip(cases, coarse, strict=True):
         fine = relaxations.student(rank, delta, freedom, [0.5])

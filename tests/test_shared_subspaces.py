@@ -55,11 +55,11 @@ def product_rule(c: int, d: int, delta: float, sigma: float, noisy: bool, nodes:
 def test_against_a_six_dimensional_rule(c: int, d: int, noisy: bool) -> None:
     for sigma in (1.0, 3.0):
         expected = product_rule(c, d, 0.7, sigma, noisy, nodes=12)
-        pair = shared_subspaces.snr(2, 2, c, d, 0.7, sigma, noisy)
+        pair = shared_subspaces.Nested(2, 2, c, d, 0.7).snr(sigma, noisy)
         assert float(pair.coarse) == pytest.approx(expected["coarse"], rel=1e-9)
         assert float(pair.fine) == pytest.approx(expected["fine"], rel=1e-9)
         if noisy:
-            information = shared_subspaces.information(2, 2, c, d, 0.7, sigma)
+            information = shared_subspaces.Nested(2, 2, c, d, 0.7).information(sigma)
             assert float(information.coarse) == pytest.approx(expected["coarse information"], abs=1e-9)
             assert float(information.fine) == pytest.approx(expected["fine information"], abs=1e-9)
 
@@ -68,11 +68,11 @@ def test_against_a_six_dimensional_rule(c: int, d: int, noisy: bool) -> None:
 def test_reduces_to_orthogonal_classes(noisy: bool) -> None:
     levels = [0.03, 0.5]
     for c, d, delta in ((2, 3, 0.05), (10, 1, 0.6)):
-        pair = shared_subspaces.snr(4, 1, c, d, delta, levels, noisy)
+        pair = shared_subspaces.Nested(4, 1, c, d, delta).snr(levels, noisy)
         expected = snr.exact(4, c + d, delta, levels, noisy)
         for value in pair:
             torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
-        flat = shared_subspaces.snr(3, 4, 0, d, delta, levels, noisy)
+        flat = shared_subspaces.Nested(3, 4, 0, d, delta).snr(levels, noisy)
         expected = snr.exact(12, d, delta, levels, noisy)
         torch.testing.assert_close(flat.fine, expected, rtol=1e-9, atol=0)
         torch.testing.assert_close(flat.coarse, (11 * expected + 3) / 8, rtol=1e-9, atol=0)
@@ -81,14 +81,14 @@ def test_reduces_to_orthogonal_classes(noisy: bool) -> None:
 def test_one_superclass_is_a_mixture_of_its_private_parts() -> None:
     """With S = 1 the shared block is known to be signal, and is kept whole."""
     levels = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
-    pair = shared_subspaces.snr(1, 3, 4, 2, 0.3, levels)
+    pair = shared_subspaces.Nested(1, 3, 4, 2, 0.3).snr(levels)
     assert pair.coarse.isinf().all()
     simple = snr.exact(3, 2, 0.3, levels)
     # The private blocks alone have the SNR of the simplified case; the shared block adds zeta^2 v_A c.
-    more = shared_subspaces.snr(1, 3, 8, 2, 0.3, levels).fine - pair.fine
+    more = shared_subspaces.Nested(1, 3, 8, 2, 0.3).snr(levels).fine - pair.fine
     torch.testing.assert_close(pair.fine - more, simple, rtol=1e-9, atol=0)
     torch.testing.assert_close(
-        shared_subspaces.information(1, 3, 4, 2, 0.3, levels).fine,
+        shared_subspaces.Nested(1, 3, 4, 2, 0.3).information(levels).fine,
         class_information.mutual_information(3, 2, 0.3, levels),
         rtol=0,
         atol=1e-8,
@@ -97,12 +97,12 @@ def test_one_superclass_is_a_mixture_of_its_private_parts() -> None:
 
 def test_information_of_orthogonal_classes() -> None:
     levels = [0.05, 0.4, 2.0]
-    one = shared_subspaces.information(4, 1, 2, 3, 0.2, levels)
+    one = shared_subspaces.Nested(4, 1, 2, 3, 0.2).information(levels)
     torch.testing.assert_close(
         one.coarse, class_information.mutual_information(4, 5, 0.2, levels), rtol=0, atol=1e-8
     )
     torch.testing.assert_close(one.coarse, one.fine, rtol=0, atol=1e-9)
-    flat = shared_subspaces.information(2, 3, 0, 4, 0.2, levels)
+    flat = shared_subspaces.Nested(2, 3, 0, 4, 0.2).information(levels)
     torch.testing.assert_close(
         flat.fine, class_information.mutual_information(6, 4, 0.2, levels), rtol=0, atol=1e-8
     )
@@ -115,14 +115,16 @@ def test_is_converged(monkeypatch: pytest.MonkeyPatch) -> None:
         ((2, 2, 1, 1), 0.05, 0.02, False),
         ((50, 50, 2, 40), 0.3, 1.0, True),
     ]
-    coarse = [shared_subspaces.snr(*counts, delta, sigma, noisy) for counts, delta, sigma, noisy in cases]
+    coarse = [
+        shared_subspaces.Nested(*counts, delta).snr(sigma, noisy) for counts, delta, sigma, noisy in cases
+    ]
     nodes, weights = np.polynomial.legendre.leggauss(28)
     monkeypatch.setattr(quadrature, "_NODES", nodes)
     monkeypatch.setattr(quadrature, "_WEIGHTS", weights)
     shared_subspaces._energies.cache_clear()
     try:
         for (counts, delta, sigma, noisy), before in zip(cases, coarse, strict=True):
-            after = shared_subspaces.snr(*counts, delta, sigma, noisy)
+            after = shared_subspaces.Nested(*counts, delta).snr(sigma, noisy)
             assert float(after.coarse) == pytest.approx(float(before.coarse), rel=1e-9)
             assert float(after.fine) == pytest.approx(float(before.fine), rel=1e-9)
     finally:
@@ -132,7 +134,7 @@ def test_is_converged(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("noisy", [True, False])
 def test_against_the_mixture_with_overlapping_bases(noisy: bool) -> None:
     counts, delta = (2, 3, 3, 2), 0.25
-    mixture = shared_subspaces.mixture(*counts, 20, delta, generator=generator(), dtype=torch.float64)
+    mixture = shared_subspaces.Nested(*counts, delta).mixture(20, generator=generator(), dtype=torch.float64)
     assert (mixture.num_classes, mixture.support_dim, mixture.is_orthogonal) == (6, 18, False)
     u, values, _ = torch.linalg.svd(torch.cat(mixture.bases[:3], 1), full_matrices=False)
     group = u[:, values > 1e-6]
@@ -142,14 +144,14 @@ def test_against_the_mixture_with_overlapping_bases(noisy: bool) -> None:
         if noisy:
             x = x + sigma * torch.randn(x.shape, generator=generator(2), dtype=x.dtype)
         f = mixture.posterior_mean(x, sigma)
-        pair = shared_subspaces.snr(*counts, delta, sigma, noisy)
+        pair = shared_subspaces.Nested(*counts, delta).snr(sigma, noisy)
         for basis, exact in ((group, pair.coarse), (mixture.bases[0], pair.fine)):
             signal = (f @ basis).square().sum(1)
             excess = signal - exact * (f.square().sum(1) - signal)
             assert abs(excess.mean()) < 4.5 * excess.std() / math.sqrt(len(x))
         if noisy:
             w = mixture.posterior_weights(x, sigma)
-            read = shared_subspaces.accuracies(*counts, delta, sigma, generator=generator(3))
+            read = shared_subspaces.Nested(*counts, delta).accuracies(sigma, generator=generator(3))
             for estimate, right in (
                 (read.bayes_coarse, w.unflatten(1, (2, 3)).sum(2).argmax(1) == 0),
                 (read.bayes_fine, w.argmax(1) == 0),
@@ -162,7 +164,7 @@ def test_against_the_mixture_with_overlapping_bases(noisy: bool) -> None:
 def test_linear_accuracy_against_fitted_discriminants() -> None:
     """Class means and total covariance of training sets, as a large logistic regression weighs them."""
     counts, delta, sigma = (2, 2, 3, 2), 0.25, 0.4
-    mixture = shared_subspaces.mixture(*counts, 14, delta, generator=generator(), dtype=torch.float64)
+    mixture = shared_subspaces.Nested(*counts, delta).mixture(14, generator=generator(), dtype=torch.float64)
     g, scores = generator(5), []
     for _ in range(40):
         sets = []
@@ -178,7 +180,7 @@ def test_linear_accuracy_against_fitted_discriminants() -> None:
             predicted = (test @ torch.linalg.solve(second, means.T)).argmax(1)
             row.append((predicted == test_labels // group).double().mean().item())
         scores.append(row)
-    read = shared_subspaces.accuracies(*counts, delta, sigma, False, generator=generator(1))
+    read = shared_subspaces.Nested(*counts, delta).accuracies(sigma, False, generator=generator(1))
     mean, error = np.mean(scores, 0), np.std(scores, 0) / math.sqrt(40)
     assert abs(mean[0] - 0.5) < 0.01
     assert float(read.linear_coarse.value) == pytest.approx(0.5, abs=1e-12)
@@ -196,9 +198,9 @@ def test_linear_accuracy_against_fitted_discriminants() -> None:
 )
 def test_orders(s: int, m: int, c: int, d: int, delta: float, sigma: float) -> None:
     """Clean beats noisy; noise takes information; the fine label has more of it, by at most log M."""
-    noisy, clean = (shared_subspaces.snr(s, m, c, d, delta, sigma, kind) for kind in (True, False))
-    less = shared_subspaces.information(s, m, c, d, delta, 1.2 * sigma)
-    more = shared_subspaces.information(s, m, c, d, delta, sigma)
+    noisy, clean = (shared_subspaces.Nested(s, m, c, d, delta).snr(sigma, kind) for kind in (True, False))
+    less = shared_subspaces.Nested(s, m, c, d, delta).information(1.2 * sigma)
+    more = shared_subspaces.Nested(s, m, c, d, delta).information(sigma)
     assert noisy.coarse <= clean.coarse * (1 + 1e-9)
     assert noisy.fine <= clean.fine * (1 + 1e-9)
     assert noisy.fine < noisy.coarse
@@ -211,18 +213,19 @@ def test_orders(s: int, m: int, c: int, d: int, delta: float, sigma: float) -> N
 def test_the_formula_is_theorem_1_for_orthogonal_classes(noisy: bool) -> None:
     levels = [0.01, 0.3, 3.0]
     expected = snr.theorem(4, 5, 0.2, levels, noisy)
-    for value in shared_subspaces.approximate(4, 1, 2, 3, 0.2, levels, noisy):
+    for value in shared_subspaces.Nested(4, 1, 2, 3, 0.2).approximate(levels, noisy):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
-    flat = shared_subspaces.approximate(2, 2, 0, 5, 0.2, levels, noisy)
+    flat = shared_subspaces.Nested(2, 2, 0, 5, 0.2).approximate(levels, noisy)
     torch.testing.assert_close(flat.fine, expected, rtol=1e-12, atol=0)
 
 
 def test_limits_of_formula_and_exact_value() -> None:
     s, m, c, d, delta = 3, 2, 4, 1, 0.3
     own, siblings, others = c + d, (m - 1) * d * delta**2, (s - 1) * (c + m * d) * delta**2
-    for function in (shared_subspaces.snr, shared_subspaces.approximate):
+    model = shared_subspaces.Nested(s, m, c, d, delta)
+    for function in (model.snr, model.approximate):
         for noisy in (True, False):
-            pair = function(s, m, c, d, delta, 1e-6, noisy)
+            pair = function(1e-6, noisy)
             assert float(pair.coarse) == pytest.approx((own + siblings) / others, rel=1e-6)
             assert float(pair.fine) == pytest.approx(own / (siblings + others), rel=1e-6)
 
@@ -231,22 +234,28 @@ def test_limits_of_formula_and_exact_value() -> None:
     ("call", "message"),
     [
         (
-            lambda: shared_subspaces.snr(0, 2, 1, 1, 0.2, 0.5),
+            lambda: shared_subspaces.Nested(0, 2, 1, 1, 0.2).snr(0.5),
             "num_superclasses must be an integer >= 1, got 0",
         ),
-        (lambda: shared_subspaces.snr(1, 1, 1, 1, 0.2, 0.5), "must be at least 2 classes, got 1"),
-        (lambda: shared_subspaces.snr(2, 2, -1, 1, 0.2, 0.5), "shared_rank must be an integer >= 0, got -1"),
+        (lambda: shared_subspaces.Nested(1, 1, 1, 1, 0.2).snr(0.5), "must be at least 2 classes, got 1"),
         (
-            lambda: shared_subspaces.information(2, 2, 1, 0, 0.2, 0.5),
+            lambda: shared_subspaces.Nested(2, 2, -1, 1, 0.2).snr(0.5),
+            "shared_rank must be an integer >= 0, got -1",
+        ),
+        (
+            lambda: shared_subspaces.Nested(2, 2, 1, 0, 0.2).information(0.5),
             "private_rank must be an integer >= 1, got 0",
         ),
         (
-            lambda: shared_subspaces.approximate(2, 2, 1, 1, 1.5, 0.5),
+            lambda: shared_subspaces.Nested(2, 2, 1, 1, 1.5).approximate(0.5),
             "delta must lie strictly between 0 and 1",
         ),
-        (lambda: shared_subspaces.mixture(2, 2, 1, 1, 5, 0.2), r"need dim >= S \(c \+ M d\) = 6, got dim=5"),
         (
-            lambda: shared_subspaces.accuracies(2, 2, 1, 1, 0.2, 0.5, num_samples=1),
+            lambda: shared_subspaces.Nested(2, 2, 1, 1, 0.2).mixture(5),
+            r"need dim >= S \(c \+ M d\) = 6, got dim=5",
+        ),
+        (
+            lambda: shared_subspaces.Nested(2, 2, 1, 1, 0.2).accuracies(0.5, num_samples=1),
             "num_samples must be an integer >= 2",
         ),
     ],
@@ -266,7 +275,7 @@ def test_curves(tmp_path: Path) -> None:
 
 def test_peak_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the fast formula in place of the exact value: the places of Theorem 1's peaks."""
-    monkeypatch.setattr(shared_subspaces, "snr", shared_subspaces.approximate)
+    monkeypatch.setattr(shared_subspaces.Nested, "snr", shared_subspaces.Nested.approximate)
     found = granularity.peak_places([[3, 1, 2, 3, 0.2], [3, 1, 1, 1, 0.9]], 61, tmp_path)
     assert found["place"].shape == found["maxima"].shape == (2, 2, 2)
     for i, noisy in enumerate((True, False)):

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ __all__ = [
     "CONFIG",
     "DASHES",
     "HEIGHT",
+    "LEVEL",
     "MIME",
     "PALETTE",
     "SHAPES",
@@ -27,8 +28,9 @@ __all__ = [
     "Figure",
     "MystRenderer",
     "curves",
-    "curves_with_points",
+    "figure",
     "html_figure",
+    "layers",
     "over_levels",
     "picture",
     "show",
@@ -48,6 +50,8 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down"
 VEGA_LITE = "6.4"
 MIME = "application/vnd.vegalite.v6+json"
 HEIGHT = 300
+LEVEL = "noise level σ (log scale)"
+"""Title of the axis of noise levels."""
 _PNG_WIDTH = 640
 
 CONFIG: dict[str, Any] = {
@@ -141,6 +145,66 @@ def table(head: Sequence[Any], *groups: Sequence[Sequence[Any]]) -> Any:
     return HTML(f"<table class='table table-sm'><thead>{line('th', head)}</thead>{bodies}</table>")
 
 
+def layers(
+    x: tuple[str, str],
+    y: tuple[str, str],
+    parts: Mapping[str, Sequence[Mapping[str, Any]]],
+    **channels: str | None,
+) -> Any:
+    """Marks over one pair of axes, as an Altair chart.
+
+    `x` and `y` are a column and its title; an axis whose title says "log scale" is logarithmic. `parts`
+    holds rows by mark: `line`, `point`, and `band` and `bar`, which reach from column `low` to `high`.
+    `channels` name the columns that are told apart by `color`, by the `strokeDash` of lines and by the
+    `shape` of points, with their values in the order of the rows; rows without a colour are grey. A `detail`
+    keeps series apart that look alike.
+    """
+    import altair
+
+    kinds = {"color": (altair.Color, PALETTE), "strokeDash": (altair.StrokeDash, DASHES)}
+    kinds |= {"shape": (altair.Shape, SHAPES)}
+    marks = {"line": "line", "point": "point", "bar": "rule", "band": "area"}
+    everything = [row for rows in parts.values() for row in rows]
+    drawn = []
+    for part, rows in parts.items():
+        ends = part in ("band", "bar")
+        at = altair.X(x[0], type="quantitative", title=x[1], scale=_scale(x[1], nice=False))
+        value = altair.Y(
+            "low" if ends else y[0], type="quantitative", title=y[1], scale=_scale(y[1], zero=False)
+        )
+        encoding = {"x": at, "y": value} | ({"y2": altair.Y2("high")} if ends else {})
+        for name in {"line": ("color", "strokeDash"), "point": ("color", "shape")}.get(part, ("color",)):
+            if (column := channels.get(name)) and rows and column in rows[0]:
+                encoding[name] = _told_apart(kinds[name][0], column, everything, kinds[name][1])
+        if detail := channels.get("detail"):
+            encoding["detail"] = f"{detail}:N"
+        chart = altair.Chart(altair.Data(values=[dict(row) for row in rows]))
+        mark = {"type": marks[part]} | ({"opacity": 0.2} if part == "band" else {})
+        if channels.get("color") and "color" not in encoding:
+            mark["color"] = "#777777"
+        drawn.append(chart.mark_point().properties(mark=mark).encode(**encoding))
+    return altair.layer(*drawn)
+
+
+def _scale(title: str, **linear: bool) -> Any:
+    import altair
+
+    if "log scale)" not in title:
+        return altair.Scale(**linear)
+    return altair.Scale(type="log", nice=False) if "nice" in linear else altair.Scale(type="log")
+
+
+def _told_apart(channel: Any, name: str, rows: Sequence[Mapping[str, Any]], marks: Sequence[Any]) -> Any:
+    """An encoding of the values of column `name`, in the order of the rows, by as many marks."""
+    import altair
+
+    values = list(dict.fromkeys(row[name] for row in rows if name in row))
+    if len(values) > len(marks):
+        raise ValueError(f"{name} can tell {len(marks)} series apart, not {len(values)}")
+    scale = altair.Scale(domain=values, range=list(marks)[: len(values)])
+    return channel(name, type="nominal", title=None, scale=scale)
+
+
 def curves(
     rows: Sequence[Mapping[str, Any]],
     y: str,
@@ -148,114 +212,66 @@ def curves(
     *,
     x: str = "sigma",
     error: str | None = None,
-    x_title: str = "noise level σ (log scale)",
+    x_title: str = LEVEL,
     y_title: str | None = None,
-    y_scale: Literal["linear", "log", "sqrt", "symlog"] = "linear",
+    y_scale: str = "linear",
     points: bool = True,
 ) -> Any:
-    """Curves over the noise level, as an Altair chart: one per value of `series`, told apart twice.
+    """Curves, over the noise level unless `x` is another column: one per value of `series`, told apart twice.
 
     `rows` is a sequence of `{x: ..., y: ..., series: ..., error: ...}`; `error` names a column with a
-    half-width (a standard error, say) that is drawn as a band. The series keep the order of the rows.
+    half-width (a standard error, say) that is drawn as a band. Axes and order are those of `layers`, and a
+    `y_scale` "log" is noted in the title.
     """
-    import altair
-
-    rows = [dict(row) for row in rows]
-    colour, dash, shape = {}, {}, {}
-    if series:
-        colour = {"color": _told_apart(altair.Color, series, rows, PALETTE)}
-        dash = {"strokeDash": _told_apart(altair.StrokeDash, series, rows, DASHES)}
-        shape = {"shape": _told_apart(altair.Shape, series, rows, SHAPES)}
-    scale = altair.Scale(type=y_scale) if y_scale == "log" else altair.Scale(type=y_scale, zero=False)
-    value = altair.Y(y, type="quantitative", title=y_title or y, scale=scale)
-    base = altair.Chart(altair.Data(values=rows)).encode(x=_levels(x, x_title), **colour)
-    layers = [base.mark_line().encode(y=value, **dash)]
-    if points:
-        layers.append(base.mark_point().encode(y=value, **shape))
+    y_title = y_title or y
+    if y_scale == "log" and "log scale)" not in y_title:
+        y_title += " (log scale)"
+    parts = {"line": rows} | ({"point": rows} if points else {})
     if error:
-        low, high = f"datum['{y}'] - datum['{error}']", f"datum['{y}'] + datum['{error}']"
-        band = base.transform_calculate(low=low, high=high).mark_area(opacity=0.2)
-        layers.insert(0, band.encode(y=altair.Y("low:Q", title=y_title or y, scale=scale), y2="high:Q"))
-    return altair.layer(*layers)
-
-
-def _levels(x: str, title: str) -> Any:
-    import altair
-
-    return altair.X(x, type="quantitative", title=title, scale=altair.Scale(type="log", nice=False))
-
-
-def _told_apart(channel: Any, name: str, rows: Sequence[Mapping[str, Any]], marks: Sequence[Any]) -> Any:
-    """An encoding of the values of column `name`, in the order of the rows, by as many marks."""
-    import altair
-
-    values = list(dict.fromkeys(row[name] for row in rows))
-    if len(values) > len(marks):
-        raise ValueError(f"{name} can tell {len(marks)} series apart, not {len(values)}")
-    scale = altair.Scale(domain=values, range=list(marks)[: len(values)])
-    return channel(name, type="nominal", title=None, scale=scale)
+        ends = [row | {"low": row[y] - row[error], "high": row[y] + row[error]} for row in map(dict, rows)]
+        parts = {"band": ends} | parts
+    return layers((x, x_title), (y, y_title), parts, color=series, strokeDash=series, shape=series)
 
 
 def over_levels(
-    curves_of: Mapping[str, Any], levels: Sequence[float] | np.ndarray, y_title: str, **options: Any
+    curves_of: Mapping[str, Any], levels: Sequence[float] | np.ndarray, y_title: str, x_title: str = LEVEL
 ) -> Any:
     """Curves over the noise level from arrays: an Altair chart.
 
     `curves_of` holds by name the values at the `levels`, (L,), or a pair of values and half-widths of a band,
     or repetitions (R, L), whose mean is drawn in a band of one standard deviation; on a log axis a band keeps
-    above 0. Values that are NaN are left out. `options` are those of `curves`.
+    above 0. Values that are NaN are left out. Up to 21 levels are marked by points.
     """
-    rows = []
+    rows, bands = [], []
     for name, given in curves_of.items():
         values, *widths = given if isinstance(given, tuple) else (given,)
         if np.ndim(values) == 2:
             values, widths = np.mean(values, 0), [np.std(values, 0, ddof=min(1, len(values) - 1))]
         for i, (level, value) in enumerate(zip(levels, values, strict=True)):
             if not math.isnan(value):
-                most = 0.9 * abs(value) if options.get("y_scale") == "log" else math.inf
-                width = {"width": float(min(widths[0][i], most))} if widths else {}
-                rows.append({"sigma": float(level), "value": float(value), "name": name, **width})
-    banded = any("width" in row for row in rows)
-    return curves(rows, "value", "name", error="width" if banded else None, y_title=y_title, **options)
-
-
-def curves_with_points(
-    lines: Sequence[Mapping[str, Any]],
-    points: Sequence[Mapping[str, Any]],
-    y: str,
-    *,
-    colour: str,
-    dash: str,
-    error: str,
-    x: str = "sigma",
-    x_title: str = "noise level σ (log scale)",
-    y_title: str | None = None,
-) -> Any:
-    """Curves over the noise level, told apart by two properties, with measured points: an Altair chart.
-
-    `lines` is a sequence of `{x: ..., y: ..., colour: ..., dash: ...}`, `points` one of
-    `{x: ..., y: ..., colour: ..., error: ...}`, whose bars reach `error` up and down; both axes are
-    logarithmic, and a bar ends at a tenth of its value at the latest. Names keep the order of the rows.
-    """
-    import altair
-
-    shared = {
-        "x": _levels(x, x_title),
-        "color": _told_apart(altair.Color, colour, [*lines, *points], PALETTE),
-    }
-    value = altair.Y(y, type="quantitative", title=y_title or y, scale=altair.Scale(type="log"))
-    dashes = _told_apart(altair.StrokeDash, dash, lines, DASHES)
-    bars = [
-        {**row, "low": max(row[y] - row[error], 0.1 * row[y]), "high": row[y] + row[error]} for row in points
-    ]
-    curve = altair.Chart(altair.Data(values=[dict(row) for row in lines])).encode(**shared)
-    point = altair.Chart(altair.Data(values=bars)).encode(**shared)
-    ends = {"y": altair.Y("low:Q", title=y_title or y), "y2": altair.Y2("high:Q")}
-    return (
-        curve.mark_line().encode(y=value, strokeDash=dashes)
-        + point.mark_rule().encode(**ends)
-        + point.mark_point().encode(y=value)
+                row = {"sigma": float(level), "value": float(value), "name": name}
+                rows.append(row)
+                if widths:
+                    most = 0.9 * abs(value) if "log scale)" in y_title else math.inf
+                    width = float(min(widths[0][i], most))
+                    bands.append(row | {"low": row["value"] - width, "high": row["value"] + width})
+    parts = (
+        ({"band": bands} if bands else {}) | {"line": rows} | ({"point": rows} if len(levels) <= 21 else {})
     )
+    return layers(
+        ("sigma", x_title), ("value", y_title), parts, color="name", strokeDash="name", shape="name"
+    )
+
+
+def figure(
+    curves_of: Mapping[str, Any],
+    levels: Sequence[float] | np.ndarray,
+    y_title: str,
+    description: str,
+    x_title: str = LEVEL,
+) -> Figure:
+    """The figure of `over_levels`, with its description as in `show`."""
+    return show(over_levels(curves_of, levels, y_title, x_title), description)
 
 
 def picture(pixels: np.ndarray, size: int) -> str:

@@ -6,7 +6,8 @@ of those definitions and nothing else. They are numbered in the order in which t
 text the number stands for the name: modules, definitions and imports may be moved and renamed. Comments,
 docstrings, layout and unrelated edits change nothing either; names of other packages count, written out.
 
-Where a name cannot be followed (a module passed as a value), the whole module counts. A class counts whole,
+Where a name cannot be followed (a module passed as a value), the whole module counts; what a comprehension or
+the body of a class calls like a definition counts as that definition too. A class counts whole,
 and so does every statement that may act when a module is imported from which something is reached.
 """
 
@@ -177,27 +178,8 @@ def _with_parents(module: str, sources: Mapping[str, str]) -> Iterator[str]:
         module = module.rpartition(".")[0]
 
 
-_Scope = Mapping[str, tuple[str, ...]]
-"""The names bound in a scope: the full paths of what an import or the module binds, none for a variable."""
-
-
-class _Scopes(NamedTuple):
-    """The scopes around a piece of code, the innermost last; that of a class's body is seen by it alone."""
-
-    functions: tuple[_Scope, ...]
-    in_class: _Scope
-
-    def inside(self, scope: _Scope) -> "_Scopes":
-        return _Scopes((*self.functions, scope), {})
-
-    def pieces(self, name: str, attributes: Iterable[str] = (), stored: bool = False) -> list[_Piece]:
-        """A name and attributes of it, followed; empty where there is nothing to follow."""
-        in_class = name in self.in_class
-        paths = self.in_class.get(name) or next((s[name] for s in reversed(self.functions) if name in s), ())
-        if not paths or (in_class and stored):
-            return []
-        # In a class's body a name is its own only once it is bound there.
-        return [f"{name}|" * in_class, _Use(tuple(".".join([path, *attributes]) for path in paths))]
+_Names = Mapping[str, tuple[str, ...]]
+"""Names that are followed, with the full paths of what each may stand for."""
 
 
 class _Module:
@@ -229,7 +211,7 @@ class _Module:
             return False
         if isinstance(statement, _COMPOUND) or not self._bound([statement]):
             return True
-        decorators = self._pieces(getattr(statement, "decorator_list", []), _Scopes((self.top,), {}))
+        decorators = self._pieces(getattr(statement, "decorator_list", []), self.top)
         return any(self._is_ours(path) for use in decorators if isinstance(use, _Use) for path in use.paths)
 
     def _is_ours(self, path: str) -> bool:
@@ -243,7 +225,7 @@ class _Module:
         if name not in self._parts:
             statements = {_WHOLE: self.statements, _EFFECTS: self.effects} | self.definitions
             names = [",".join(sorted(self.definitions))] if name == _WHOLE else []
-            self._parts[name] = [*names, *self._pieces(statements[name], _Scopes((self.top,), {}))]
+            self._parts[name] = [*names, *self._pieces(statements[name], self.top)]
         return self._parts[name]
 
     def _bound(self, nodes: Iterable[ast.AST]) -> dict[str, tuple[str, ...]]:
@@ -274,74 +256,62 @@ class _Module:
                 raise ValueError(f"{self.name} imports * from {module}, whose names cannot be followed")
             yield alias.asname or alias.name, f"{module}.{alias.name}"
 
-    def _function(self, node: _Function, scopes: _Scopes) -> _Scopes:
-        """The scopes in the body of a function."""
+    def _inside(self, node: _Function, names: _Names) -> _Names:
+        """The names that are followed in the body of a function: no variables, but its own imports."""
         arguments = [part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)]
         body: list[Any] = node.body if isinstance(node.body, list) else [node.body]
-        scope = dict.fromkeys(arguments, ()) | self._bound(body)
+        inside = dict(names) | dict.fromkeys(arguments, ()) | self._bound(body)
         for part in (part for each in body for part in _same_scope(each)):
             if isinstance(part, ast.Global):
-                scope |= {name: self.top.get(name, ()) for name in part.names}
-        return scopes.inside(scope)
+                inside |= {name: self.top.get(name, ()) for name in part.names}
+        return inside
 
-    def _pieces(self, node: Any, scopes: _Scopes) -> Iterator[_Piece]:
+    def _pieces(self, node: Any, names: _Names, outermost: bool = True) -> Iterator[_Piece]:
         """A syntax tree as text, the same on every Python: no positions, docstrings or empty fields."""
         if isinstance(node, list):
             yield "["
             for each in node:
                 if not (isinstance(each, ast.stmt) and _is_silent(each)):
-                    yield from self._pieces(each, scopes)
+                    yield from self._pieces(each, names, outermost)
                     yield ","
             yield "]"
         elif not isinstance(node, ast.AST):
             yield repr(node)
-        elif followed := _followed(node, scopes):
-            yield from followed
+        elif use := _followed(node, names):
+            yield use
         else:
             yield f"{type(node).__name__}("
-            for name, value, around in self._fields(node, scopes):
+            for name, value in ast.iter_fields(node):
                 if name in _SILENT_FIELDS or value == [] or (value is None and name != "value"):
                     continue
+                if isinstance(
+                    node, ast.JoinedStr
+                ):  # Pythons differ in how they split text between the fields
+                    value = [each for each in value if not _is_empty_text(each)]
                 yield f"{name}="
-                defined = isinstance(node, _DEFINITIONS) and name == "name" and len(around.functions) == 1
-                yield from (defined and around.pieces(value, stored=True)) or self._pieces(value, around)
+                if outermost and isinstance(node, _DEFINITIONS) and name == "name":
+                    yield _Use(names[value])
+                else:
+                    inner = name == "body" and isinstance(node, _Function)
+                    around = self._inside(node, names) if inner else names
+                    yield from self._pieces(value, around, outermost and isinstance(node, _COMPOUND))
                 yield ","
             yield ")"
 
-    def _fields(self, node: ast.AST, scopes: _Scopes) -> Iterator[tuple[str, Any, _Scopes]]:
-        """The fields of a node, each with the scopes around it."""
-        inner = scopes
-        if isinstance(node, _Function):
-            inner = self._function(node, scopes)
-        elif isinstance(node, ast.ClassDef):
-            inner = _Scopes(scopes.functions, self._bound(node.body))
-        elif isinstance(node, _COMPREHENSIONS):
-            inner = scopes.inside(self._bound([each.target for each in node.generators]))
-            first = node.generators[0]
-            yield "first", first.iter, scopes  # evaluated outside
-            yield "of", [first.target, first.ifs, first.is_async, node.generators[1:]], inner
-        for name, value in ast.iter_fields(node):
-            if isinstance(node, ast.JoinedStr):  # Pythons differ in how they split text between the fields
-                yield name, [each for each in value if not _is_empty_text(each)], scopes
-            elif isinstance(node, _Function | ast.ClassDef):
-                yield name, value, inner if name == "body" else scopes
-            elif name != "generators":
-                yield name, value, inner
 
-
-def _followed(node: ast.AST, scopes: _Scopes) -> list[_Piece]:
-    """A name and the attributes taken of it, in the form to be followed; empty for all else."""
-    names: list[str] = []
+def _followed(node: ast.AST, names: _Names) -> _Use | None:
+    """What a name and the attributes taken of it may stand for; None where it is not followed."""
+    attributes: list[str] = []
     while isinstance(node, ast.Attribute):
-        names.insert(0, node.attr)
+        attributes.insert(0, node.attr)
         node = node.value
-    if not isinstance(node, ast.Name):
-        return []
-    return scopes.pieces(node.id, names, stored=not isinstance(node.ctx, ast.Load))
+    if not isinstance(node, ast.Name) or not names.get(node.id):
+        return None
+    return _Use(tuple(".".join([path, *attributes]) for path in names[node.id]))
 
 
 def _same_scope(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and those below it that are evaluated in its scope, and so may bind names there."""
+    """A node and those below it that may bind names in its scope; comprehensions bind in their own."""
     yield node
     if isinstance(node, _COMPREHENSIONS):
         yield from (each.target for each in ast.walk(node) if isinstance(each, ast.NamedExpr))

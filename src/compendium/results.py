@@ -141,8 +141,7 @@ def load_or_compute(
     goes on from there. Of two processes that ask for the same result, one computes and the other waits.
     `witness` is a set of parameters with which the function takes seconds, computed and stored beside the
     result; `tolerance` is the error, relative to the largest magnitude in each array, within which later code
-    must repeat it. The witness makes the run's choices: texts, truth values and None are the same in both,
-    whatever has entries has some in both; only those of the parameters in `FREE` may differ.
+    must repeat it. Texts, truth values and None are the same in both, but for the parameters in `FREE`.
 
     Raises `TypeError` for parameters that the function does not take, `ValueError` for a witness that makes
     other choices and for a result too large for the book, which is then kept where other runs find it,

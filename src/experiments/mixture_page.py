@@ -1,11 +1,12 @@
 """Parameters of the pages on orthogonal classes of one rank."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
 from compendium import parameters
 from compendium.parameters import Field
+from molrg.model.mixture import MoLRG
 
 __all__ = ["MixturePage"]
 
@@ -22,6 +23,10 @@ class MixturePage(parameters.Page):
     def model(self) -> tuple[int, int, float]:
         """K, d and delta."""
         return self.num_classes, self.rank, self.delta
+
+    def mixture(self, *background: str, **options: Any) -> MoLRG:
+        """The orthogonal mixture of these sizes, with options of `MoLRG.orthogonal`."""
+        return MoLRG.orthogonal(self.num_classes, self.rank, self.dim, self.delta, *background, **options)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -20,12 +20,14 @@ __all__ = [
     "Data",
     "Denoiser",
     "Paired",
+    "accuracies",
     "activations",
     "draw",
     "linear_accuracy",
     "measure",
     "neighbourhoods",
     "paired",
+    "readouts",
     "trained",
 ]
 
@@ -74,65 +76,73 @@ def trained(jobs: Sequence[training.Job], workdir: Path) -> list[training.Traine
 
 
 def measure(
-    denoiser: Denoiser,
-    data: Data,
-    levels: Sequence[float],
-    probe_size: int,
+    denoiser: Denoiser, data: Data, levels: Sequence[float], probe_size: int
 ) -> dict[str, np.ndarray]:
     """Measure a denoiser at each of S levels, on noisy and on clean input (axis I = INPUTS).
 
-    Returns
-    -------
-    dict
-        `snr`, `csnr` (I, S): the class SNR with denominators `residual` and `classes`, on the test samples.
-        `error` (S,): E||D(x_sigma, sigma) - x_0||^2 over that of the posterior mean, on the test samples.
-        `linear`, `nearest` (I, S): accuracy on the denoised test samples of a linear probe and of the nearest
-        class subspace, fitted afresh at each level to `probe_size` denoised training samples (the posterior
-        accuracy).
-        `features` (L, I, S): accuracy of a linear probe on each of the denoiser's L feature layers; L = 0 for
-        a function that is not a network.
+    Returns what `accuracies` returns and, on the test samples, `snr`, `csnr` (I, S), the class SNR with
+    denominators `residual` and `classes`, and `error` (S,), E||D(x_sigma, sigma) - x_0||^2 over that of the
+    posterior mean.
     """
-    mixture = data.mixture
-    classes, rank = mixture.num_classes, mixture.ranks[0]
-    size = len(data.test[0]) // classes
-    values: dict[str, list[np.ndarray]] = {"linear": [], "nearest": [], "features": []}
-    ratios: dict[str, list[np.ndarray]] = {"snr": [], "csnr": []}
+    mixture, (x0, _, noise) = data.mixture, data.test
+    found = accuracies(denoiser, data, levels, probe_size)
+    sigma, size = torch.tensor(levels, dtype=torch.float64), len(x0) // mixture.num_classes
+    for name, denominator in (("snr", "residual"), ("csnr", "classes")):
+        ratios = [
+            snr.estimate(
+                denoiser, mixture, sigma, size, kind == "noisy", denominator,
+                generator=torch.Generator().manual_seed(0),
+            )
+            for kind in INPUTS
+        ]  # fmt: skip
+        found[name] = np.array([ratio.value.numpy() for ratio in ratios])
+    noisy = [x0 + s * noise for s in levels]
+    outputs = [activations(denoiser, x, s)[features.DENOISED] for x, s in zip(noisy, levels, strict=True)]
+    best = [mixture.posterior_mean(x, s) for x, s in zip(noisy, levels, strict=True)]
+    error, least = ((torch.stack(f) - x0).square().sum(-1).mean(-1) for f in (outputs, best))
+    return found | {"error": (error / least).numpy()}
+
+
+def accuracies(
+    denoiser: Denoiser, data: Data, levels: Sequence[float], probe_size: int
+) -> dict[str, np.ndarray]:
+    """Fit readouts afresh at each level to `probe_size` training samples (the posterior accuracy).
+
+    Returns the accuracies on the test samples of `readouts` of the outputs, `linear`, `nearest` (I, S), and
+    `features` (L, I, S), those of a linear probe on each of the denoiser's L feature layers; L = 0 for a
+    function that is not a network.
+    """
+    kinds = []
     for kind in INPUTS:
-        for name, denominator in (("snr", "residual"), ("csnr", "classes")):
-            draws = torch.Generator().manual_seed(0)
-            given = (mixture, torch.tensor(levels, dtype=torch.float64), size, kind == "noisy", denominator)
-            ratios[name].append(snr.estimate(denoiser, *given, generator=draws).value.numpy())
         train, test = (
-            _at_levels(denoiser, x0[:limit], noise[:limit] if kind == "noisy" else None, levels)
+            [activations(denoiser, x0[:limit] + (kind == "noisy") * s * noise[:limit], s) for s in levels]
             for (x0, _, noise), limit in ((data.train, probe_size), (data.test, None))
         )
-        labels, test_labels = data.train[1][:probe_size], data.test[1]
-        output, test_output = train.pop(features.DENOISED), test.pop(features.DENOISED)
-        nearest = subspaces.class_subspaces(output, labels, rank, classes)
-        values["nearest"].append(nearest.accuracy(test_output, test_labels).numpy())
-        values["linear"].append(linear_accuracy(output, labels, test_output, test_labels, classes))
-        pairs = ((train[name], labels, test[name], test_labels) for name in train)
-        values["features"].append(np.array([linear_accuracy(*pair, classes) for pair in pairs]))
-        if kind == "noisy":
-            x0, _, noise = data.test
-            error = (test_output - x0).square().sum(-1).mean(-1)
-            best = torch.stack(
-                [(mixture.posterior_mean(x0 + s * noise, s) - x0).square().sum(-1).mean() for s in levels]
-            )
-    measured = {name: np.array(value) for name, value in (ratios | values).items()}
-    measured["features"] = measured["features"].reshape(len(INPUTS), -1, len(levels)).swapaxes(0, 1)
-    return measured | {"error": (error / best).numpy()}
+        kinds.append(readouts(train, test, data))
+    found = {name: np.stack([each[name] for each in kinds], -2) for name in kinds[0]}
+    return {"features": np.zeros((0, len(INPUTS), len(levels)))} | found
 
 
-def _at_levels(
-    denoiser: Denoiser,
-    x0: Tensor,
-    noise: Tensor | None,
-    levels: Sequence[float],
-) -> dict[str, Tensor]:
-    """Output and feature layers at every level, (S, N, C) each."""
-    parts = [activations(denoiser, x0 if noise is None else x0 + level * noise, level) for level in levels]
-    return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+def readouts(
+    train: Sequence[dict[str, Tensor]], test: Sequence[dict[str, Tensor]], data: Data
+) -> dict[str, np.ndarray]:
+    """Return the test accuracies of readouts of `activations` at S levels, fitted to the training ones.
+
+    `linear`, `nearest` (S,), of a linear probe and of the nearest class subspace of the output, and, where
+    there are L feature layers, `features` (L, S), of linear probes on these.
+    """
+    classes, rank = data.mixture.num_classes, data.mixture.ranks[0]
+    labels, test_labels = data.train[1][: len(train[0][features.DENOISED])], data.test[1]
+
+    def linear(name: str) -> np.ndarray:
+        seen, fresh = (torch.stack([part[name] for part in parts]) for parts in (train, test))
+        return linear_accuracy(seen, labels, fresh, test_labels, classes)
+
+    seen, fresh = (torch.stack([part[features.DENOISED] for part in parts]) for parts in (train, test))
+    nearest = subspaces.class_subspaces(seen, labels, rank, classes).accuracy(fresh, test_labels)
+    found = {"linear": linear(features.DENOISED), "nearest": nearest.numpy()}
+    hidden = [linear(name) for name in train[0] if name != features.DENOISED]
+    return found | ({"features": np.stack(hidden)} if hidden else {})
 
 
 def activations(denoiser: Denoiser, x: Tensor, level: float) -> dict[str, Tensor]:

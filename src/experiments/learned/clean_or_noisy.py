@@ -17,7 +17,7 @@ from experiments.learned import bench
 from experiments.rounding import significant
 from molrg.learning import training
 from molrg.learning.networks import FeedForward, Preconditioned
-from molrg.measuring import features, subspaces
+from molrg.measuring import features
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
 from molrg.support.checks import integer, noise_levels
@@ -225,12 +225,9 @@ def measure(
     levels: Sequence[float],
     probe_size: int,
 ) -> dict[str, np.ndarray]:
-    """Measure denoiser i, conditioned on levels[i], on points with the noise `input_sigma`.
+    """Measure denoiser i, conditioned on levels[i], on points with the noise `input_sigma`; arrays end in S.
 
-    Arrays end in the axis S.
-
-    The keys are those that `run` explains; functions, which are not networks, have no features, and of them
-    the distance to the optimum is left out too.
+    The keys are those that `run` explains; functions, which are not networks, lack features and distance.
     """
     train, test = (
         [
@@ -239,34 +236,19 @@ def measure(
         ]
         for (x0, _, eps), limit in ((data.train, probe_size), (data.test, None))
     )
-    classes, rank = data.mixture.num_classes, data.mixture.ranks[0]
-    labels, test_labels = data.train[1][:probe_size], data.test[1]
-    x0, _, eps = data.test
-
-    def layer(parts: list[dict[str, Tensor]], name: str) -> Tensor:
-        return torch.stack([part[name] for part in parts])
-
-    def linear(name: str) -> np.ndarray:
-        parts = layer(train, name), labels, layer(test, name), test_labels
-        return bench.linear_accuracy(*parts, classes)
-
-    output = layer(test, features.DENOISED)
-    nearest = subspaces.class_subspaces(layer(train, features.DENOISED), labels, rank, classes)
-    energies = _energies(output, test_labels, data.mixture)
-    figures = {
+    (x0, labels, eps), found = data.test, bench.readouts(train, test, data)
+    output = torch.stack([part[features.DENOISED] for part in test])
+    energies = _energies(output, labels, data.mixture)
+    found |= {
         "snr": _snr(energies),
         "energies": energies.mean(-1).numpy(),
         "error": (output - x0).square().sum(-1).mean(-1).numpy(),
-        "linear": linear(features.DENOISED),
-        "nearest": nearest.accuracy(output, test_labels).numpy(),
     }
-    hidden = [name for name in train[0] if name != features.DENOISED]
-    if hidden:
+    if "features" in found:
         best = torch.stack([optimum(x0 + input_sigma * eps, level) for level in levels])
         distance = (output - best).square().sum((1, 2)) / best.square().sum((1, 2))
-        figures["distance"] = distance.numpy()
-        figures["features"] = np.stack([linear(name) for name in hidden])
-    return figures
+        found["distance"] = distance.numpy()
+    return found
 
 
 def _energies(output: Tensor, labels: Tensor, mixture: MoLRG) -> Tensor:

@@ -137,61 +137,31 @@ def run(
     peaks = exact["csnr"].argmax(1)
     plan = models(dae_steps, sharing_steps, dropout, int(peaks[INPUTS.index("clean")]))
     data = [bench.draw(num_classes, rank, dim, delta, train_size, test_size, seed) for seed in range(seeds)]
-    jobs = [
-        _job(model, sigmas, data[seed], width, batch_size, learning_rate, seed)
-        for model in plan.values()
-        for seed in range(seeds)
-        for sigmas in model.trained_on
-    ]
+
+    def job(model: Model, seed: int, sigmas: Distribution) -> training.Job:
+        start = torch.Generator().manual_seed(seed)
+        shape: dict[str, Any] = {"frequencies": model.frequencies, "dropout": model.dropout}
+        network = FeedForward(dim, width, **shape, generator=start)
+        denoiser = Preconditioned(network, data[seed].scale, model.prediction)
+        recipe = (model.steps, batch_size, learning_rate, training.cosine)
+        weighting = training.uniform_weighting if model.prediction == "x0" else None
+        return training.Job(denoiser, data[seed].train[0], sigmas, *recipe, weighting=weighting, seed=seed)
+
+    jobs = [job(model, seed, s) for model in plan.values() for seed in range(seeds) for s in model.trained_on]
     trained = iter(bench.trained(jobs, Path(workdir)))
     found: dict[str, Any] = {}
     for name, model in plan.items():
         networks = [[next(trained).denoiser for _ in model.trained_on] for _ in range(seeds)]
-        found[name] = _stacked(
-            [
-                _figures(each, of, model.levels, probe_size, peaks)
-                for each, of in zip(networks, data, strict=True)
-            ]
-        )
-    grid = tuple(levels.tolist())
-    found["optimal"] = _stacked(
-        [_figures([of.mixture.posterior_mean], of, grid, probe_size, peaks) for of in data]
-    )
+        pairs = zip(networks, data, strict=True)
+        found[name] = _stacked([_figures(each, of, model.levels, probe_size, peaks) for each, of in pairs])
+    given = (tuple(levels.tolist()), probe_size, peaks)
+    found["optimal"] = _stacked([_figures([of.mixture.posterior_mean], of, *given) for of in data])
     return found | {
         "exact": {name: np.round(value, 4) for name, value in exact.items()},
         "levels": np.round(levels.numpy(), 6),
         "few": list(FEW),
         "peaks": peaks,
     }
-
-
-def _job(
-    model: Model,
-    sigmas: Distribution,
-    data: bench.Data,
-    width: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-) -> training.Job:
-    network = FeedForward(
-        data.mixture.dim,
-        width,
-        frequencies=model.frequencies,
-        dropout=model.dropout,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return training.Job(
-        Preconditioned(network, data.scale, model.prediction),
-        data.train[0],
-        sigmas,
-        model.steps,
-        batch_size,
-        learning_rate,
-        training.cosine,
-        weighting=training.uniform_weighting if model.prediction == "x0" else None,
-        seed=seed,
-    )
 
 
 def _figures(

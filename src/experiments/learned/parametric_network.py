@@ -20,7 +20,6 @@ from experiments.learned.bench import INPUTS
 from molrg import snr
 from molrg.learning import training
 from molrg.learning.networks import SubspaceDenoiser, subspace_denoise
-from molrg.measuring import subspaces
 from molrg.model import noise
 from molrg.model.mixture import MoLRG
 from molrg.support.checks import integer
@@ -76,20 +75,33 @@ def run(
     integer("test_size", test_size, 2 * num_classes)
     steps = max(1, epochs * train_size // integer("batch_size", batch_size, 1))
     levels = noise.paper_levels()
-    runs = [
-        _one_seed(
-            MoLRG.orthogonal(num_classes, rank, dim, delta, generator=generator),
-            train_size,
-            test_size,
-            steps,
-            learning_rate,
-            batch_size,
-            restarts,
-            generator,
-            Path(workdir) / f"starts-{seed}.safetensors",
+
+    def one_seed(seed: int) -> dict[str, np.ndarray]:
+        generator = torch.Generator().manual_seed(seed)
+        mixture = MoLRG.orthogonal(num_classes, rank, dim, delta, generator=generator)
+        train = mixture.sample(train_size, generator=generator)
+        sizes = (dim, num_classes, rank, delta)
+        denoisers = [SubspaceDenoiser(*sizes, generator=generator) for _ in range(restarts + 1)]
+        most = train_size // num_classes  # no more than a class has
+        with torch.no_grad():
+            denoisers[-1].basis.copy_(bench.neighbourhoods(train[0], mixture.ranks, most, generator))
+        trained = training.train(
+            _Starts(denoisers),
+            train[0],
+            levels,
+            steps=steps,
+            batch_size=batch_size * len(denoisers),
+            lr=learning_rate,
+            weighting=training.uniform_weighting,
+            generator=generator,
+            checkpoint=Path(workdir) / f"starts-{seed}.safetensors",
         )
-        for seed, generator in ((seed, torch.Generator().manual_seed(seed)) for seed in range(seeds))
-    ]
+        with torch.no_grad():
+            for denoiser, basis in zip(denoisers, next(trained.denoiser.parameters()), strict=True):
+                denoiser.basis.copy_(basis)
+            return _figures(mixture, denoisers, train, test_size, generator)
+
+    runs = [one_seed(seed) for seed in range(seeds)]
     model = (num_classes, rank, delta, levels)
     exact = [[snr.exact(*model, kind == "noisy", by).numpy() for by in DENOMINATORS] for kind in INPUTS]
     theorem = [snr.theorem(*model, kind == "noisy").numpy() for kind in INPUTS]
@@ -116,40 +128,6 @@ class _Starts(nn.Module):
         return subspace_denoise(self.basis, parts, levels, self.num_classes, self.delta).flatten(0, 1)
 
 
-def _one_seed(
-    mixture: MoLRG,
-    train_size: int,
-    test_size: int,
-    steps: int,
-    learning_rate: float,
-    batch_size: int,
-    restarts: int,
-    generator: torch.Generator,
-    checkpoint: Path,
-) -> dict[str, np.ndarray]:
-    train = mixture.sample(train_size, generator=generator)
-    shape = (mixture.dim, mixture.num_classes, mixture.ranks[0], mixture.delta)
-    denoisers = [SubspaceDenoiser(*shape, generator=generator) for _ in range(restarts + 1)]
-    with torch.no_grad():
-        most = train_size // mixture.num_classes  # no more than a class has
-        denoisers[-1].basis.copy_(bench.neighbourhoods(train[0], mixture.ranks, most, generator))
-    trained = training.train(
-        _Starts(denoisers),
-        train[0],
-        noise.paper_levels(),
-        steps=steps,
-        batch_size=batch_size * len(denoisers),
-        lr=learning_rate,
-        weighting=training.uniform_weighting,
-        generator=generator,
-        checkpoint=checkpoint,
-    )
-    with torch.no_grad():
-        for denoiser, basis in zip(denoisers, next(trained.denoiser.parameters()), strict=True):
-            denoiser.basis.copy_(basis)
-        return _figures(mixture, denoisers, train, test_size, generator)
-
-
 def _figures(
     mixture: MoLRG,
     denoisers: Sequence[SubspaceDenoiser],
@@ -164,9 +142,11 @@ def _figures(
     chosen = denoisers[int(losses.argmin())]
     test = mixture.sample(test_size, generator=generator)
     test_perturbation = torch.randn(test[0].shape, generator=generator)
-    samples = ((*train, perturbation), (*test, test_perturbation))
-    accuracies = _accuracies(chosen, mixture, *samples)
-    exact_accuracies = _accuracies(mixture.posterior_mean, mixture, *samples)
+    data = bench.Data(mixture, (*train, perturbation), (*test, test_perturbation))
+    read, read_exact = (
+        bench.accuracies(denoise, data, noise.paper_levels().tolist(), len(train[0]))
+        for denoise in (chosen.forward, mixture.posterior_mean)
+    )
 
     def estimates(denoiser: SubspaceDenoiser, kind: str, denominator: str) -> snr.Estimate:
         size = test_size // mixture.num_classes
@@ -184,10 +164,10 @@ def _figures(
         "recovery": np.array([_recovery(mixture, denoiser) for denoiser in denoisers]),
         "excess_loss": losses / best - 1,
         "chosen": losses.argmin(),
-        "linear": accuracies[0],
-        "nearest": accuracies[1],
-        "linear_exact": exact_accuracies[0],
-        "nearest_exact": exact_accuracies[1],
+        "linear": read["linear"],
+        "nearest": read["nearest"],
+        "linear_exact": read_exact["linear"],
+        "nearest_exact": read_exact["nearest"],
     }
 
 
@@ -211,27 +191,3 @@ def _recovery(mixture: MoLRG, denoiser: SubspaceDenoiser) -> float:
         ]
     )
     return float(overlaps[linear_sum_assignment(overlaps, maximize=True)].mean())
-
-
-def _accuracies(
-    denoiser: Callable[[Tensor, float], Tensor],
-    mixture: MoLRG,
-    train: tuple[Tensor, Tensor, Tensor],
-    test: tuple[Tensor, Tensor, Tensor],
-) -> np.ndarray:
-    """Accuracy of the linear probe and of the nearest subspace on the denoised test samples, (2, I, S).
-
-    `train` and `test` are samples, labels and the noise that is scaled by the levels.
-    """
-    levels, rank, classes = noise.paper_levels().tolist(), mixture.ranks[0], mixture.num_classes
-    labels, test_labels = train[1], test[1]
-    accuracies = []
-    for kind in INPUTS:
-        features, test_features = (
-            torch.stack([denoiser(x0 + level * eps if kind == "noisy" else x0, level) for level in levels])
-            for x0, _, eps in (train, test)
-        )
-        linear = bench.linear_accuracy(features, labels, test_features, test_labels, classes)
-        nearest = subspaces.class_subspaces(features, labels, rank, classes)
-        accuracies.append([linear, nearest.accuracy(test_features, test_labels).numpy()])
-    return np.array(accuracies).swapaxes(0, 1)

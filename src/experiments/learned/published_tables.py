@@ -372,8 +372,7 @@ def _errors(setting: Setting, basis: Tensor, x0: Tensor, eps: Tensor, sigma: Ten
     r"""||U diag(beta) U^T x - x_0||^2 - ||x_0||^2 of all networks, (R, V, N).
 
     `basis` (R, V, n, r), `x0` and `eps` (R, N, n), `sigma` (R, V, N, 1) or broadcast. It is
-    y^T (U^T U) y - 2 y^T U^T x_0 with y = diag(beta) U^T x: nothing has the size of x, and the variants share
-    one product with x_0 and one with eps.
+    y^T (U^T U) y - 2 y^T U^T x_0 with y = diag(beta) U^T x: the variants share the products with x_0 and eps.
     """
     variants, size = basis.shape[1], x0.shape[1]
     flat = basis.movedim(1, 2).flatten(2)  # (R, n, V r)

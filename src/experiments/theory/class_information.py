@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.special import gammainc, gammaincinv, gammaln, softmax
+from scipy.special import gammainc, gammaincinv, softmax
 from scipy.stats import norm
 from torch import Tensor
 
@@ -96,9 +96,8 @@ def linear_accuracy(
 ) -> Estimate:
     r"""Return the accuracy that a fitted linear probe tends to as its training set grows, () or (S,).
 
-    Class means vanish, so that a fitted logistic regression (or linear discriminant) is made of the sampling
-    noise of the class means: weights N(0, C_k), with more variance in the class's own block. Given the
-    energies T_l of the point to classify, its logits are independent N(0, V_k),
+    Class means vanish, so that a fitted logistic regression is made of the sampling noise of the class means:
+    weights N(0, C_k). Given the energies T_l of the point to classify, its logits are independent N(0, V_k),
 
         V_k = [T_1 + ... + T_K + (R - 1) T_k] / c^2 + chi^2_outside,
 
@@ -106,8 +105,7 @@ def linear_accuracy(
     another's and c the mean over blocks. The accuracy is the probability that the own logit is the largest.
 
     `denoised=True` reads E[x_0 | x] and `False` x itself. `outside` is the number of directions outside the
-    classes' span that the features fill: n - K d for x_sigma in R^n, 0 for span coordinates and `span`
-    mixtures. The probability is averaged over `num_samples` points; all levels share them.
+    span that the features fill: n - K d for x_sigma in R^n. All levels share the `num_samples` points.
 
     Raises ValueError for arguments outside their ranges.
 
@@ -189,20 +187,15 @@ def linear_accuracy_of_snr(num_classes: int, value: float | np.ndarray | Tensor)
 # --- one-dimensional integrals ----------------------------------------------------------------------
 
 
-def _chi_density(rank: int, r: np.ndarray) -> np.ndarray:
-    """Density of r = sqrt(chi^2_rank)."""
-    with np.errstate(divide="ignore"):  # log 0 at r = 0
-        log_power = (rank - 1) * np.log(r) if rank > 1 else 0.0
-    return np.exp(log_power - 0.5 * r * r - (rank / 2 - 1) * math.log(2) - gammaln(rank / 2))
-
-
 def _largest(num_classes: int, rank: int, rho: float) -> float:
     """P(rho Y > max of K - 1 others), all chi^2_rank: breaks where either density lives."""
     radii = quadrature.radii(rank, 24)
     r, weights = quadrature.panel_rule(
         np.unique(np.concatenate([radii, (radii / math.sqrt(rho)).clip(radii[0])]))
     )
-    return float((weights * _chi_density(rank, r)) @ gammainc(rank / 2, rho * r * r / 2) ** (num_classes - 1))
+    return float(
+        (weights * quadrature.chi_density(rank, r)) @ gammainc(rank / 2, rho * r * r / 2) ** (num_classes - 1)
+    )
 
 
 def _information(num_classes: int, rank: int, rho: float) -> float:
@@ -231,12 +224,9 @@ def _complement(v: np.ndarray, rank: int, scale: float) -> np.ndarray:
     for start in range(0, len(v), quadrature.ROWS):
         rows = slice(start, start + quadrature.ROWS)
         at = v[rows, None]
-        turns = np.sqrt(np.maximum((_FALL - at) / scale, 0)).clip(fixed[0], fixed[-1])
-        breaks = np.concatenate([np.broadcast_to(fixed, (len(at), len(fixed))), turns], axis=1)
-        breaks.sort(axis=1)
-        r, weights = quadrature.panel_rule(breaks)
+        r, weights = quadrature.moving_rule(fixed, at, _FALL, scale)
         growth = np.exp(np.minimum(at + scale * r * r, 5.0))  # e^{-e^5} is 0 to 60 digits
-        result[rows] = (weights * _chi_density(rank, r) * -np.expm1(-growth)).sum(1)
+        result[rows] = (weights * quadrature.chi_density(rank, r) * -np.expm1(-growth)).sum(1)
     return result
 
 

@@ -37,24 +37,22 @@ def curves(
     and their standard errors `bayes_error`, `linear_error`; `levels`.
     """
     levels = np.geomspace(0.02, 5, integer("num_levels", num_levels, 2))
-    model = (num_superclasses, num_subclasses, shared_rank, private_rank, delta, levels)
-    snr = [shared_subspaces.snr(*model, kind == "noisy") for kind in INPUTS]
+    model = shared_subspaces.Nested(num_superclasses, num_subclasses, shared_rank, private_rank, delta)
+    snr = [model.snr(levels, kind == "noisy") for kind in INPUTS]
+    draws = (torch.Generator().manual_seed(seed) for _ in INPUTS)
     read = [
-        shared_subspaces.accuracies(
-            *model, kind == "noisy", num_samples=num_samples, generator=torch.Generator().manual_seed(seed)
-        )
-        for kind in INPUTS
+        model.accuracies(levels, kind == "noisy", num_samples, generator)
+        for kind, generator in zip(INPUTS, draws, strict=True)
     ]
-    bayes = [(each.bayes_coarse, each.bayes_fine) for each in read]
-    linear = [(each.linear_coarse, each.linear_fine) for each in read]
+    value, error = np.moveaxis([[[part.numpy() for part in each] for each in four] for four in read], 2, 0)
     return {
         "levels": np.round(levels, 9),
         "snr": np.array([[part.numpy() for part in pair] for pair in snr]),
-        "information": np.array([part.numpy() for part in shared_subspaces.information(*model)]),
-        "bayes": np.array([[part.value.numpy() for part in pair] for pair in bayes]),
-        "bayes_error": np.array([[part.standard_error.numpy() for part in pair] for pair in bayes]),
-        "linear": np.array([[part.value.numpy() for part in pair] for pair in linear]),
-        "linear_error": np.array([[part.standard_error.numpy() for part in pair] for pair in linear]),
+        "information": np.array([part.numpy() for part in model.information(levels)]),
+        "bayes": value[:, :2],
+        "bayes_error": error[:, :2],
+        "linear": value[:, 2:],
+        "linear_error": error[:, 2:],
     }
 
 
@@ -72,9 +70,8 @@ def peak_places(cases: Sequence[Sequence[float]], num_levels: int, workdir: Path
     found = []
     for s, m, c, d, delta in cases:
         for kind in INPUTS:
-            exact = partial(
-                shared_subspaces.snr, int(s), int(m), int(c), int(d), delta, noisy_input=kind == "noisy"
-            )
+            model = shared_subspaces.Nested(int(s), int(m), int(c), int(d), delta)
+            exact = partial(model.snr, noisy_input=kind == "noisy")
             for j, curve in enumerate(exact(levels)):
                 found.append(_peak(levels, curve.numpy(), lambda at: exact(at)[j].numpy()))  # noqa: B023
     place, height, maxima = (

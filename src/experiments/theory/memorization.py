@@ -248,7 +248,12 @@ def _readouts(
         for key in rows[0][0]
     }
     for name, suffix in (("linear", ""), ("linear_bayes", " bayes")):
-        values[name] = torch.stack([_linear(mixture, outputs, f"{kind}{suffix}", points) for kind in INPUTS])
+        read = []
+        for kind in INPUTS:
+            train, test = (outputs[split, f"{kind}{suffix}"] for split in SPLITS)
+            probe = probes.fit_logistic(train, points[0][1], _L2, mixture.num_classes)
+            read.append(probe.accuracy(test, points[1][1]))
+        values[name] = torch.stack(read)
     return values | {"own": torch.stack(own)}
 
 
@@ -259,16 +264,6 @@ def _own_weight(
     distance = 0.0 if noise is None else noise.square().sum(1)
     own = -0.5 * (denoiser.dim * torch.log(2 * torch.pi * levels**2)[:, None] + distance)
     return torch.exp(own - log_prob - np.log(denoiser.num_points))
-
-
-def _linear(
-    mixture: MoLRG,
-    outputs: dict[tuple[str, str], Tensor],
-    kind: str,
-    points: Sequence[tuple[Tensor, Tensor, Tensor]],
-) -> Tensor:
-    probe = probes.fit_logistic(outputs["train", kind], points[0][1], _L2, mixture.num_classes)
-    return probe.accuracy(outputs["test", kind], points[1][1])
 
 
 def _at_levels(

@@ -89,9 +89,8 @@ def level(delta: float, eta: float) -> float:
 def theorem_boundary(num_classes: int, rank: float) -> float:
     r"""Return delta_c: Theorem 1's noisy-input SNR has a peak for delta < delta_c, and only falls otherwise.
 
-    d (1-delta^2)^2 / (2 delta^2) = log(K+1), that is delta_c = sqrt(1 + t^2) - t with t^2 = log(K+1)/(2d):
-    at sigma -> 0 the curve starts upwards if and only if D > log(K+1), and it has one peak then and none
-    otherwise (proved in the book, `theory/phase_diagram`). `rank` may be any real number > 0.
+    d (1-delta^2)^2 / (2 delta^2) = log(K+1), that is delta_c = sqrt(1 + t^2) - t with t^2 = log(K+1)/(2d)
+    (proved in the book, `theory/phase_diagram`). `rank` may be any real number > 0.
 
     Raises ValueError unless num_classes >= 2 and rank > 0.
 
@@ -104,9 +103,8 @@ def theorem_boundary(num_classes: int, rank: float) -> float:
 def exact_boundary(num_classes: int, rank: int) -> float:
     """Return delta_c of the exact value: its noisy-input SNR starts upwards at sigma = 0 for delta < delta_c.
 
-    It solves a_1 - b_1 = 1/2 at eta = eta_0. That the solution is unique is proved for K = 2 and observed for
-    more classes; that the SNR has a peak where a_1 - b_1 > 1/2 is proved, and that it only falls elsewhere is
-    observed (`theory/phase_diagram`). Relative error below 1e-9.
+    It solves a_1 - b_1 = 1/2 at eta = eta_0 (what of this is proved says `theory/phase_diagram`). Relative
+    error below 1e-9.
 
     Raises ValueError unless 2 <= num_classes <= 10^7 and rank >= 1.
 
@@ -278,9 +276,9 @@ def theorem_peak(num_classes: int, rank: float, delta: float, noisy_input: bool 
 def certify_single_peak(num_classes: int, rank: int, smallest_delta: float = 0.01) -> int:
     r"""Prove by ball arithmetic that Theorem 1's noisy-input SNR has no more than one interior extremum.
 
-    For all delta >= `smallest_delta` and all sigma > 0 at once. The rectangle of eta and z = eta_0 - eta is
-    cut into boxes in each of which M, the difference of the two sides of the equation of `theorem_peak`, has
-    one sign, or -dM/dz is positive wherever M = 0. So M changes sign at most once, from rising to falling.
+    For all delta >= `smallest_delta` and all sigma > 0: in each of the boxes into which the rectangle of eta
+    and z = eta_0 - eta is cut, M, the difference of the two sides of the equation of `theorem_peak`, has one
+    sign, or -dM/dz is positive wherever M = 0. So M changes sign at most once, from rising to falling.
 
     Returns the number of boxes looked at. Raises ValueError for arguments outside their ranges, RuntimeError
     where 100,000 boxes do not suffice. Needs python-flint.
@@ -343,8 +341,7 @@ class ExactCurve:
     """The exact noisy-input SNR of one (K, d), for all delta at once and with its slope.
 
     The logarithms of a_1, a_2, b_1, b_2 are interpolated in eta on (0, `high`], by Chebyshev polynomials on
-    panels that halve towards 0; relative error below 1e-6. Beyond `high` the weights of other classes have no
-    effect: cosh(eta/2)^d > 10^13 there.
+    panels that halve towards 0; relative error below 1e-6. Beyond `high` other classes have no effect.
 
     Statement: `prop-phase-contrast`.
     """
@@ -455,8 +452,7 @@ def log_undecided(num_classes: int, rank: int) -> float:
 
         1/(d Gamma(d/2)) int s^(d/2-1) E[w_l^2 Y] ds,  w_l = e^(Y/2) / (e^s + T),  Y ~ chi^2_d,
 
-    which factorises over the classes as in `molrg.snr.exact`. For large d most of it comes from energies far
-    outside the density's bulk, and it grows beyond the range of floats: hence the logarithm.
+    which factorises over the classes as in `molrg.snr.exact`, and for large d is beyond the range of floats.
     """
     v, weight = quadrature.panel_rule(np.concatenate([np.arange(-3.0 * rank - 60, 4), [4.0]]))
     gamma = gammaln(rank / 2)

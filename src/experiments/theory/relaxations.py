@@ -16,13 +16,14 @@ import torch
 from scipy.special import expit, logsumexp, softmax
 from torch import Tensor
 
-from experiments.theory.chi_rules import chi_rule, legendre
+from experiments.theory.chi_rules import chi_rule
 from experiments.theory.tilted_bases import bases_at_angle, random_bases
 from molrg import snr
 from molrg.learning.networks import subspace_denoise
 from molrg.model.coefficients import block_variances, coefficients
 from molrg.model.mixture import LowRankMixture, MoLRG
 from molrg.snr import peaks
+from molrg.snr.quadrature import panel_rule
 from molrg.support.checks import Levels, fraction, integer, noise_levels
 
 __all__ = [
@@ -194,9 +195,8 @@ def separated(
     r"""Return the SNR for class means of length M at right angles to all subspaces and each other, (2, S).
 
     The denoiser's output has energies beta_l^2 E_l in the subspaces and M^2 w_l^2 along the means, with
-    w = softmax(kappa E_l + <x, mu_l>/sigma^2); in the mean's directions there is no background. The first row
-    counts all energy along the means as noise (the definition, with P_k = U_k U_k^T), the second takes the
-    own mean's direction into the class's subspace. Points and noise are shared by all levels.
+    w = softmax(kappa E_l + <x, mu_l>/sigma^2). The first row counts all energy along the means as noise, the
+    second takes the own mean's direction into the class's subspace. All levels share points and noise.
     """
     rng = np.random.default_rng(seed)
     own, rest = rng.chisquare(rank, num_samples), rng.chisquare(rank, (num_classes - 1, num_samples))
@@ -268,9 +268,8 @@ def network(
 
     The paper's parametric form, whose weights softmax_l(kappa ||U_l^T x||^2) know neither priors nor ranks.
     Its blocks hold d_1 and d_2 directions of the classes, as columns of squared lengths `norms` (g_1, g_2):
-    the output's energies are beta_l^2 g_l^2 E_l, its logits kappa g_l E_l. Directions of a class beyond those
-    held add nothing. `priors` are those of the data and enter the pooled value alone. By a product
-    rule over the two energies, relative error below 1e-8 for ranks up to 30 and delta above .1.
+    the output's energies are beta_l^2 g_l^2 E_l, its logits kappa g_l E_l. `priors` enter the pooled value
+    alone. By a product rule, relative error below 1e-8 for ranks up to 30 and delta above .1.
     """
     weights = np.array(priors)
     rules = [chi_rule(integer("rank", rank, 1), 24) for rank in ranks]
@@ -363,9 +362,8 @@ def _posterior(
 ) -> tuple[Tensor, Tensor]:
     """E[phi(c) | x] (N, n) by self-normalised importance sampling, and the relative sample size (N,).
 
-    For each class half of the draws come from the prior, half from a Gaussian around the most probable c,
-    found by Gauss-Newton steps from `start`, with 1.3 times the standard deviations of Laplace's
-    approximation; each draw is weighted against the mixture of both.
+    For each class half of the draws come from the prior, half from Laplace's approximation, 1.3 times as
+    wide, around the most probable c, found by Gauss-Newton steps from `start`; all against their mixture.
     """
     logs, images = [], []
     for scale in scales:
@@ -408,10 +406,8 @@ def student(rank: int, delta: float, freedom: float, sigma: Levels) -> np.ndarra
     r"""Return the exact SNR (S,) of two orthogonal classes with Student coefficients of unit variance.
 
     a = sqrt(t) g with g ~ N(0, I_d) and 1/t ~ Gamma(nu/2) of rate nu/2 - 1: multivariate Student of `freedom`
-    nu > 2 degrees. Given t, the class is Gaussian with variance t, so that class l's density and the
-    factor on its block are one-dimensional integrals over t, functions of the block's energy alone, and the
-    mean energies are integrals over t and the two energies. All by Gauss-Legendre rules; relative error
-    below 1e-3 for nu from 3 to 1000, rank up to 10 and delta from .1.
+    nu > 2 degrees, Gaussian given t. All is integrals over t and the two energies, by Gauss-Legendre rules;
+    relative error below 1e-3 for nu from 3 to 1000, rank up to 10 and delta from .1.
     """
     integer("rank", rank, 1)
     fraction("delta", delta)
@@ -420,7 +416,7 @@ def student(rank: int, delta: float, freedom: float, sigma: Levels) -> np.ndarra
     # 1/t has t below `low` and above `high` with probability 1e-14, weighted by t.
     low = np.log((freedom / 2 - 1) / (freedom / 2 + 9 * np.sqrt(freedom / 2) + 40))
     high = 64 / (freedom - 2) + 9 * np.sqrt(2 / freedom)
-    u, measure = legendre(np.linspace(low, high, 9))
+    u, measure = panel_rule(np.linspace(low, high, 9))
     log_measure = np.log(measure) - freedom / 2 * u - (freedom / 2 - 1) * np.exp(-u)
     log_measure -= logsumexp(log_measure)
     t = np.exp(u)

@@ -11,13 +11,13 @@ what lies in U_k. The rest is noise (denominator `residual`).
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
-from scipy.special import gammaln
 from scipy.stats import norm
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from molrg.model.mixture import MoLRG, gaussian
 from molrg.snr import Estimate, quadrature
 from molrg.support.checks import Levels, boolean, fraction, integer, noise_levels
 
-__all__ = ["Accuracies", "Pair", "accuracies", "approximate", "information", "mixture", "snr"]
+__all__ = ["Accuracies", "Nested", "Pair"]
 
 
 class Pair(NamedTuple):
@@ -34,131 +34,6 @@ class Pair(NamedTuple):
 
     coarse: Tensor
     fine: Tensor
-
-
-def mixture(
-    num_superclasses: int,
-    num_subclasses: int,
-    shared_rank: int,
-    private_rank: int,
-    dim: int,
-    delta: float,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> MoLRG:
-    """Return a random nested mixture; class k belongs to superclass k // num_subclasses.
-
-    Raises ValueError for arguments outside their ranges or where the blocks do not fit into `dim`.
-
-    Statement: `def-nested`.
-    """
-    s, m, c, d = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
-    width = s * (c + m * d)
-    if width > integer("dim", dim, 1):
-        raise ValueError(f"the blocks need dim >= S (c + M d) = {width}, got dim={dim}")
-    like = torch.empty(0, dtype=torch.float64, device="cpu" if generator is None else generator.device)
-    q = torch.linalg.qr(gaussian((dim, width), like, generator).cpu()).Q.to(dtype).to(like.device)
-    bases = []
-    for group in q.split(c + m * d, dim=1):
-        shared, private = group[:, :c], group[:, c:]
-        bases += [torch.cat([shared, own], 1) for own in private.split(d, dim=1)]
-    return MoLRG(bases, delta)
-
-
-def snr(
-    num_superclasses: int,
-    num_subclasses: int,
-    shared_rank: int,
-    private_rank: int,
-    delta: float,
-    sigma: Levels,
-    noisy_input: bool = True,
-) -> Pair:
-    r"""Return the exact SNR of the optimal denoiser with coarse and with fine labels.
-
-    num_superclasses S >= 1 (with one, the coarse SNR is infinite), num_subclasses M >= 1, shared_rank
-    c >= 0, private_rank d >= 1. Relative error below 1e-9 for c, d up to 50, delta .02 to .95 and sigma
-    1e-3 to 50.
-
-    Method. As in `molrg.snr.exact`, 1/S^m = 1/Gamma(m) int u^{m-1} e^{-uS} du with u = e^v factorises the
-    expectations, here over superclasses. Given the shared energy a, the classes of a superclass are
-    independent as well: its factor is E_a[prod_k phi(v + kappa a)], a function of t = v + kappa a averaged
-    over a. So the integrals are one-dimensional ones, nested three deep.
-
-    Raises ValueError for arguments outside their ranges.
-
-    Statement: `thm-nested`.
-    """
-    counts = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
-    _, m, c, d = counts
-    energy, scalar = _over_levels(counts, delta, sigma, noisy_input)
-    own = c * energy.shared + d * energy.private
-    siblings = (m - 1) * d * energy.sibling
-    others = (counts[0] - 1) * (c * energy.other_shared + m * d * energy.other_private)
-    pair = Pair((own + siblings) / others, own / (siblings + others))
-    return Pair(*(value[0] for value in pair)) if scalar else pair
-
-
-def approximate(
-    num_superclasses: int,
-    num_subclasses: int,
-    shared_rank: int,
-    private_rank: int,
-    delta: float,
-    sigma: Levels,
-    noisy_input: bool = True,
-) -> Pair:
-    r"""Return the same in the manner of Theorem 1: the softmax of the mean energies for its mean.
-
-    With g = (1 - delta^2)^2 / (2 (1 + sigma^2)(delta^2 + sigma^2)), weights proportional to e^{(c + d) g} for
-    the class, e^{c g} for its siblings and 1 for others. For c = 0 or M = 1 it is Theorem 1.
-
-    Raises ValueError for arguments outside their ranges.
-    """
-    s, m, c, d = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
-    delta, noisy_input = fraction("delta", delta), boolean("noisy_input", noisy_input)
-    levels, scalar = noise_levels(sigma)
-    s2, d2 = levels**2, delta**2
-    gap = (1 - d2) ** 2 / (2 * (1 + s2) * (d2 + s2))
-    # Weights relative to that of the class, which cannot overflow.
-    sibling, other = torch.exp(-d * gap), torch.exp(-(c + d) * gap)
-    total = 1 + (m - 1) * sibling + (s - 1) * m * other
-    own_group = (1 + (m - 1) * sibling) / total
-
-    def energy(weight: Tensor) -> Tensor:
-        return (1 + s2 / d2 * ((1 - d2) * weight + d2)) ** 2
-
-    front = (1 + s2) / (d2 + s2) if noisy_input else torch.full_like(s2, 1 / d2)
-    own = front * (c * energy(own_group) + d * energy(1 / total))
-    siblings = (m - 1) * d * energy(sibling / total)
-    others = (s - 1) * (c * energy(m * other / total) + m * d * energy(other / total))
-    pair = Pair((own + siblings) / others, own / (siblings + others))
-    return Pair(*(value[0] for value in pair)) if scalar else pair
-
-
-def information(
-    num_superclasses: int,
-    num_subclasses: int,
-    shared_rank: int,
-    private_rank: int,
-    delta: float,
-    sigma: Levels,
-) -> Pair:
-    r"""Return the mutual information of x_sigma with the coarse and with the fine label, in nats.
-
-    log S - int Phi_A (1 - Phi_B^{S-1}) dv, where Phi_A(v) = E exp(-e^v Z_s), Z_s the sum of e^{kappa E} over
-    the classes of the own superclass and Phi_B the same for another; the fine label has log M -
-    int (E exp(-e^{v + kappa (A + B_k)}) - Phi_A) dv besides. Error below 1e-8.
-
-    Raises ValueError for arguments outside their ranges.
-
-    Statement: `prop-nested-information`.
-    """
-    counts = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
-    energy, scalar = _over_levels(counts, delta, sigma, True)
-    coarse = math.log(counts[0]) - energy.coarse_loss
-    pair = Pair(coarse, coarse + math.log(counts[1]) - energy.fine_loss)
-    return Pair(*(value[0] for value in pair)) if scalar else pair
 
 
 class Accuracies(NamedTuple):
@@ -170,71 +45,182 @@ class Accuracies(NamedTuple):
     linear_fine: Estimate
 
 
-def accuracies(
-    num_superclasses: int,
-    num_subclasses: int,
-    shared_rank: int,
-    private_rank: int,
-    delta: float,
-    sigma: Levels,
-    noisy_input: bool = True,
-    num_samples: int = 20_000,
-    generator: torch.Generator | None = None,
-) -> Accuracies:
-    r"""Return the accuracies of Bayes and of the linear probe on E[x_0 | x], by Monte Carlo over energies.
+@dataclass(frozen=True)
+class Nested:
+    """A model of nested classes: S, M, c, d and delta.
 
-    The linear probe is a logistic regression on the coordinates of E[x_0 | x] along all A_s and B_k, in the
-    limit of a large balanced training set; as in `class_information` its logits are independent
-    Gaussians given the point, of variance sum_b C_k[b] T_b / Sigma_b^2 over blocks b with energy T_b, second
-    moments C_k[b] within the (super)class and Sigma_b in all. All levels share the draws.
-
-    Raises ValueError for arguments outside their ranges.
+    S >= 1 superclasses (with one, the coarse SNR is infinite) of M >= 1 classes, S M >= 2; c >= 0 shared and
+    d >= 1 private directions. Raises ValueError for others, its methods for arguments outside their ranges.
     """
-    counts = _counts(num_superclasses, num_subclasses, shared_rank, private_rank)
-    s, m, c, d = counts
-    integer("num_samples", num_samples, 2)
-    energy, scalar = _over_levels(counts, delta, sigma, noisy_input)
-    levels, _ = noise_levels(sigma)
 
-    def draw(*shape: int) -> np.ndarray:
-        normal = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return normal.square().sum(-1).numpy()
+    num_superclasses: int
+    num_subclasses: int
+    shared_rank: int
+    private_rank: int
+    delta: float
 
-    shared_chi, private_chi = draw(num_samples, s, c), draw(num_samples, s, m, d)
-    order = torch.randperm(num_samples, generator=generator).numpy()
-    normal = norm.ppf((order + 0.5) / num_samples)[:, None]
-    values = np.empty((4, len(levels), num_samples))
-    for i, level in enumerate(levels.tolist()):
-        kappa, xi, gain, own, other = _setting(level, delta, noisy_input)
-        shared, private = other * shared_chi, other * private_chi
-        shared[:, 0] *= own / other
-        private[:, 0, 0] *= own / other
-        logits = kappa * (shared[:, :, None] + private)
-        weights = np.exp(logits - logits.max((1, 2), keepdims=True))
-        weights /= weights.sum((1, 2), keepdims=True)
-        group = weights.sum(2)
-        values[0, i] = group.argmax(1) == 0
-        values[1, i] = weights.reshape(num_samples, -1).argmax(1) == 0
-        shared *= (xi + gain * group) ** 2
-        private *= (xi + gain * weights) ** 2
-        own_shared, own_private, sibling, other_shared, other_private, *_ = (float(e[i]) for e in energy)
-        mean_shared = (own_shared + (s - 1) * other_shared) / s
-        in_group = (own_private + (m - 1) * sibling) / m
-        mean_private = (in_group + (s - 1) * other_private) / s
-        shared /= mean_shared**2 if c else 1.0
-        private /= mean_private**2
-        base = other_shared * shared.sum(1) + other_private * private.sum((1, 2))
-        extra = base[:, None] + (own_shared - other_shared) * shared
-        groups = extra + (in_group - other_private) * private.sum(2)
-        fine = (extra + (sibling - other_private) * private.sum(2))[..., None]
-        fine = (fine + (own_private - sibling) * private).reshape(num_samples, -1)
-        for j, variance in ((2, groups), (3, fine)):
-            slope = normal * np.sqrt(variance[:, :1] / variance[:, 1:])
-            values[j, i] = (norm.cdf(slope).prod(1) + norm.cdf(-slope).prod(1)) / 2
-    mean, error = torch.tensor(values.mean(2)), torch.tensor(values.std(2, ddof=1) / math.sqrt(num_samples))
-    if scalar:
-        mean, error = mean[:, 0], error[:, 0]
-    return Accuracies(*(Estimate(a, b) for a, b in zip(mean, error, strict=True)))
+    def __post_init__(self) -> None:
+        least = {"num_superclasses": 1, "num_subclasses": 1, "shared_rank": 0, "private_rank": 1}
+        for name, low in least.items():
+            integer(name, getattr(self, name), low)
+        if self.num_superclasses * self.num_subclasses < 2:
+            raise ValueError("num_superclasses * num_subclasses must be at least 2 classes, got 1")
+        fraction("delta", self.delta)
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """S, M, c and d."""
+        return self.num_superclasses, self.num_subclasses, self.shared_rank, self.private_rank
+
+    def mixture(
+        self, dim: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> MoLRG:
+        """Return a random nested mixture; class k belongs to superclass k // num_subclasses.
+
+        Raises ValueError where the blocks do not fit into `dim`.
+
+        Statement: `def-nested`.
+        """
+        s, m, c, d = self.counts
+        width = s * (c + m * d)
+        if width > integer("dim", dim, 1):
+            raise ValueError(f"the blocks need dim >= S (c + M d) = {width}, got dim={dim}")
+        like = torch.empty(0, dtype=torch.float64, device="cpu" if generator is None else generator.device)
+        q = torch.linalg.qr(gaussian((dim, width), like, generator).cpu()).Q.to(dtype).to(like.device)
+        bases = []
+        for group in q.split(c + m * d, dim=1):
+            shared, private = group[:, :c], group[:, c:]
+            bases += [torch.cat([shared, own], 1) for own in private.split(d, dim=1)]
+        return MoLRG(bases, self.delta)
+
+    def snr(self, sigma: Levels, noisy_input: bool = True) -> Pair:
+        r"""Return the exact SNR of the optimal denoiser with coarse and with fine labels.
+
+        Relative error below 1e-9 for c, d up to 50, delta .02 to .95 and sigma 1e-3 to 50.
+
+        Method. As in `molrg.snr.exact`, 1/S^m = 1/Gamma(m) int u^{m-1} e^{-uS} du with u = e^v factorises
+        the expectations, here over superclasses. Given the shared energy a, the classes of a superclass are
+        independent as well: its factor is E_a[prod_k phi(v + kappa a)], a function of t = v + kappa a
+        averaged over a. So the integrals are one-dimensional ones, nested three deep.
+
+        Statement: `thm-nested`.
+        """
+        s, m, c, d = self.counts
+        energy, scalar = self._over_levels(sigma, noisy_input)
+        own = c * energy.shared + d * energy.private
+        siblings = (m - 1) * d * energy.sibling
+        others = (s - 1) * (c * energy.other_shared + m * d * energy.other_private)
+        return _pair((own + siblings) / others, own / (siblings + others), scalar)
+
+    def approximate(self, sigma: Levels, noisy_input: bool = True) -> Pair:
+        r"""Return the same in the manner of Theorem 1: the softmax of the mean energies for its mean.
+
+        With g = (1 - delta^2)^2 / (2 (1 + sigma^2)(delta^2 + sigma^2)), weights proportional to e^{(c + d) g}
+        for the class, e^{c g} for its siblings and 1 for others. For c = 0 or M = 1 it is Theorem 1.
+        """
+        s, m, c, d = self.counts
+        noisy_input = boolean("noisy_input", noisy_input)
+        levels, scalar = noise_levels(sigma)
+        s2, d2 = levels**2, self.delta**2
+        gap = (1 - d2) ** 2 / (2 * (1 + s2) * (d2 + s2))
+        # Weights relative to that of the class, which cannot overflow.
+        sibling, other = torch.exp(-d * gap), torch.exp(-(c + d) * gap)
+        total = 1 + (m - 1) * sibling + (s - 1) * m * other
+        own_group = (1 + (m - 1) * sibling) / total
+
+        def energy(weight: Tensor) -> Tensor:
+            return (1 + s2 / d2 * ((1 - d2) * weight + d2)) ** 2
+
+        front = (1 + s2) / (d2 + s2) if noisy_input else torch.full_like(s2, 1 / d2)
+        own = front * (c * energy(own_group) + d * energy(1 / total))
+        siblings = (m - 1) * d * energy(sibling / total)
+        others = (s - 1) * (c * energy(m * other / total) + m * d * energy(other / total))
+        return _pair((own + siblings) / others, own / (siblings + others), scalar)
+
+    def information(self, sigma: Levels) -> Pair:
+        r"""Return the mutual information of x_sigma with the coarse and with the fine label, in nats.
+
+        log S - int Phi_A (1 - Phi_B^{S-1}) dv, where Phi_A(v) = E exp(-e^v Z_s), Z_s the sum of e^{kappa E}
+        over the classes of the own superclass and Phi_B the same for another; the fine label has log M -
+        int (E exp(-e^{v + kappa (A + B_k)}) - Phi_A) dv besides. Error below 1e-8.
+
+        Statement: `prop-nested-information`.
+        """
+        energy, scalar = self._over_levels(sigma, True)
+        coarse = math.log(self.num_superclasses) - energy.coarse_loss
+        return _pair(coarse, coarse + math.log(self.num_subclasses) - energy.fine_loss, scalar)
+
+    def accuracies(
+        self,
+        sigma: Levels,
+        noisy_input: bool = True,
+        num_samples: int = 20_000,
+        generator: torch.Generator | None = None,
+    ) -> Accuracies:
+        r"""Return the accuracies of Bayes and of the linear probe on E[x_0 | x], by Monte Carlo.
+
+        The linear probe is a logistic regression on the coordinates of E[x_0 | x] along all A_s and B_k, in
+        the limit of a large balanced training set; as in `class_information` its logits are independent
+        Gaussians given the point, of variance sum_b C_k[b] T_b / Sigma_b^2 over blocks b with energy T_b,
+        second moments C_k[b] within the (super)class and Sigma_b in all. All levels share the draws.
+        """
+        s, m, c, d = self.counts
+        integer("num_samples", num_samples, 2)
+        energy, scalar = self._over_levels(sigma, noisy_input)
+        levels, _ = noise_levels(sigma)
+
+        def draw(*shape: int) -> np.ndarray:
+            normal = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return normal.square().sum(-1).numpy()
+
+        shared_chi, private_chi = draw(num_samples, s, c), draw(num_samples, s, m, d)
+        order = torch.randperm(num_samples, generator=generator).numpy()
+        normal = norm.ppf((order + 0.5) / num_samples)[:, None]
+        values = np.empty((4, len(levels), num_samples))
+        for i, level in enumerate(levels.tolist()):
+            kappa, xi, gain, own, other = _setting(level, self.delta, noisy_input)
+            shared, private = other * shared_chi, other * private_chi
+            shared[:, 0] *= own / other
+            private[:, 0, 0] *= own / other
+            logits = kappa * (shared[:, :, None] + private)
+            weights = np.exp(logits - logits.max((1, 2), keepdims=True))
+            weights /= weights.sum((1, 2), keepdims=True)
+            group = weights.sum(2)
+            values[0, i] = group.argmax(1) == 0
+            values[1, i] = weights.reshape(num_samples, -1).argmax(1) == 0
+            shared *= (xi + gain * group) ** 2
+            private *= (xi + gain * weights) ** 2
+            own_shared, own_private, sibling, other_shared, other_private, *_ = (float(e[i]) for e in energy)
+            mean_shared = (own_shared + (s - 1) * other_shared) / s
+            in_group = (own_private + (m - 1) * sibling) / m
+            mean_private = (in_group + (s - 1) * other_private) / s
+            shared /= mean_shared**2 if c else 1.0
+            private /= mean_private**2
+            base = other_shared * shared.sum(1) + other_private * private.sum((1, 2))
+            extra = base[:, None] + (own_shared - other_shared) * shared
+            groups = extra + (in_group - other_private) * private.sum(2)
+            fine = (extra + (sibling - other_private) * private.sum(2))[..., None]
+            fine = (fine + (own_private - sibling) * private).reshape(num_samples, -1)
+            for j, variance in ((2, groups), (3, fine)):
+                slope = normal * np.sqrt(variance[:, :1] / variance[:, 1:])
+                values[j, i] = (norm.cdf(slope).prod(1) + norm.cdf(-slope).prod(1)) / 2
+        mean, error = (
+            torch.tensor(values.mean(2)),
+            torch.tensor(values.std(2, ddof=1) / math.sqrt(num_samples)),
+        )
+        if scalar:
+            mean, error = mean[:, 0], error[:, 0]
+        return Accuracies(*(Estimate(a, b) for a, b in zip(mean, error, strict=True)))
+
+    def _over_levels(self, sigma: Levels, noisy_input: bool) -> tuple["_Energies", bool]:
+        noisy_input = boolean("noisy_input", noisy_input)
+        levels, scalar = noise_levels(sigma)
+        rows = [_energies(self.counts, *_setting(s, self.delta, noisy_input)) for s in levels.tolist()]
+        return _Energies(*torch.tensor(rows, dtype=torch.float64).T), scalar
+
+
+def _pair(coarse: Tensor, fine: Tensor, scalar: bool) -> Pair:
+    return Pair(coarse[0], fine[0]) if scalar else Pair(coarse, fine)
 
 
 # --- exact integrals --------------------------------------------------------------------------------
@@ -252,32 +238,9 @@ class _Energies(NamedTuple):
     fine_loss: Tensor
 
 
-def _counts(
-    num_superclasses: int, num_subclasses: int, shared_rank: int, private_rank: int
-) -> tuple[int, int, int, int]:
-    counts = (
-        integer("num_superclasses", num_superclasses, 1),
-        integer("num_subclasses", num_subclasses, 1),
-        integer("shared_rank", shared_rank, 0),
-        integer("private_rank", private_rank, 1),
-    )
-    if counts[0] * counts[1] < 2:
-        raise ValueError("num_superclasses * num_subclasses must be at least 2 classes, got 1")
-    return counts
-
-
 def _setting(level: float, delta: float, noisy_input: bool) -> tuple[float, float, float, float, float]:
     """kappa, xi, zeta - xi, v_A, v_B."""
     return (*coefficients(level, delta), *block_variances(level, delta, noisy_input))
-
-
-def _over_levels(
-    counts: tuple[int, int, int, int], delta: float, sigma: Levels, noisy_input: bool
-) -> tuple[_Energies, bool]:
-    delta, noisy_input = fraction("delta", delta), boolean("noisy_input", noisy_input)
-    levels, scalar = noise_levels(sigma)
-    rows = [_energies(counts, *_setting(level, delta, noisy_input)) for level in levels.tolist()]
-    return _Energies(*torch.tensor(rows, dtype=torch.float64).T), scalar
 
 
 @lru_cache(maxsize=1024)  # SNR, information and accuracies at the same levels share them
@@ -353,16 +316,8 @@ def _nodes(at: np.ndarray, rank: int, scale: float) -> tuple[np.ndarray, np.ndar
     """
     doublings = np.arange(1, max(2, math.ceil(math.log2(max(-at.min(), 1) / 39)) + 1))
     turns = np.concatenate([-39.0 * 2.0**doublings, quadrature.TRANSITION])
-    fixed = quadrature.radii(rank, 12)
-    moving = np.sqrt(np.maximum((turns - at) / scale, 0)).clip(fixed[0], fixed[-1])
-    breaks = np.concatenate([np.broadcast_to(fixed, (len(at), len(fixed))), moving], axis=1)
-    breaks.sort(axis=1)
-    r, weights = quadrature.panel_rule(breaks)
-    with np.errstate(divide="ignore"):  # log 0 at the end of an empty panel
-        log_density = (rank - 1) * np.log(r) if rank > 1 else 0.0
-    y = r * r
-    log_norm = (rank / 2 - 1) * math.log(2) + gammaln(rank / 2)
-    return y, weights * np.exp(log_density - 0.5 * y - log_norm)
+    r, weights = quadrature.moving_rule(quadrature.radii(rank, 12), at, turns, scale)
+    return r * r, weights * quadrature.chi_density(rank, r)
 
 
 def _averages(v: np.ndarray, grid: np.ndarray, functions: np.ndarray, rank: int, scale: float) -> np.ndarray:

@@ -103,11 +103,7 @@ class RunFile:
     def resume(self, steps: int) -> None:
         """Take up the checkpoint, if there is one.
 
-        Raises
-        ------
-        ValueError
-            If it is of another run (names the differences), of more than `steps` steps, or damaged and none
-            was kept before it.
+        Raises ValueError if it is of another run, of more than `steps` steps, or damaged without one before.
         """
         try:
             state, metadata = self._load()

@@ -54,16 +54,8 @@ _adam = partial(
 class Stack:
     """M networks of one structure as one function: `stack(x, sigma)` returns (M, N, n).
 
-    Parameters
-    ----------
-    denoisers
-        Modules with forward(x, sigma), equal but for the values of their weights and buffers. The stack holds
-        copies of these.
-
-    Raises
-    ------
-    ValueError
-        If there are none, or two differ in structure (names both).
+    `denoisers` are modules with forward(x, sigma), equal but for the values of their weights and buffers, of
+    which the stack holds copies. Raises ValueError if there are none, or two differ in structure.
     """
 
     def __init__(self, denoisers: Sequence[nn.Module]) -> None:
@@ -145,11 +137,10 @@ def train(
     """Train the network of every job; the result is that of `training.train` for each alone.
 
     Jobs whose networks have one structure, and that have steps, batch size and `ema` in common, are trained
-    together as one batched network, with the batches, levels and noise that each would draw alone from a
-    generator with its seed; jobs of one seed and with data of one size share these draws. What differs is the
-    order of sums within matrix products, so weights agree up to roundoff, which training enlarges; and
-    dropout, whose masks come from one stream. A network whose loss stops being finite does not stop the
-    others: its losses tell from which step on, and a warning names it.
+    as one batched network, with the draws that each would make alone; jobs of one seed and with data of one
+    size share them. What differs is the order of sums, so that weights agree up to roundoff, which training
+    enlarges, and the masks of dropout. A network whose loss stops being finite does not stop the others: its
+    losses tell from which step on, and a warning names it.
 
     Parameters
     ----------
@@ -158,17 +149,11 @@ def train(
     device
         Where to train; None: where the networks are.
     checkpoints
-        A folder. A run that was stopped, called again with the same jobs, takes up finished batches of
-        networks and goes on from the last checkpoint of the others. None: no checkpoints.
-    checkpoint_every
-        In seconds; also written at the end of each batch of networks.
+        A folder, written every `checkpoint_every` seconds, from which the same jobs go on. None: none.
     progress
         Whether to show one bar over the steps of all networks on stderr, with the mean loss.
 
-    Returns
-    -------
-    list of Trained
-        In the order of the jobs.
+    Returns the results in the order of the jobs.
 
     Raises
     ------

@@ -179,19 +179,9 @@ class MLP(nn.Module):
 
         h = W_in x;   h <- h + W_2 silu(W_1 ((1 + a) * LayerNorm(h)) + b)  in each block;   W_out LayerNorm(h)
 
-    (a, b) is linear in an embedding of `noise` and starts at 0, as does W_out. Wrap it in `Preconditioned`,
-    which passes log(sigma)/4 as `noise`, to get a denoiser that starts at its skip connection.
-
-    Parameters
-    ----------
-    dim
-        n, the dimension of input and output.
-    width, depth
-        Width of the hidden layers and number of residual blocks, `blocks.0` to `blocks.<depth - 1>`.
-    dropout
-        Probability with which units between W_1 and W_2 are dropped in training.
-    generator
-        Source of the starting weights.
+    (a, b) is linear in an embedding of `noise` and starts at 0, as does W_out: in `Preconditioned` a denoiser
+    that starts at its skip connection. Parameters are those of `FeedForward`, with `depth` residual blocks,
+    `blocks.0` to `blocks.<depth - 1>`, and dropout between W_1 and W_2.
     """
 
     def __init__(

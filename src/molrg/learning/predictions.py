@@ -75,10 +75,7 @@ def convert(value: Tensor, x: Tensor, sigma: float | Tensor, source: str, target
     source, target
         Two of PARAMETRISATIONS.
 
-    Raises
-    ------
-    ValueError
-        For shapes or dtypes that differ, an unknown name, or a sigma that is not positive and finite.
+    Raises ValueError for shapes or dtypes that differ, an unknown name, or a sigma that is not positive.
     """
     choice("source", source, PARAMETRISATIONS)
     choice("target", target, PARAMETRISATIONS)

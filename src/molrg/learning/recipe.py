@@ -65,13 +65,8 @@ def train(
 ) -> training.Trained:
     """Train `denoiser` on `images` (N, n) for `steps` batches of BATCH_SIZE by the recipe.
 
-    Parameters are those of `training.train`, which see; on CUDA products are taken in bfloat16. Batches are
+    Parameters and errors are those of `training.train`; on CUDA products are taken in bfloat16. Batches are
     drawn on the CPU, the same on every device.
-
-    Raises
-    ------
-    ValueError, FloatingPointError, OSError
-        As `training.train`.
     """
     place = devices.best() if device is None else torch.device(device)
     return training.train(

@@ -140,21 +140,17 @@ class Job:
         `edm_weighting(...)`, `uniform_weighting` or any function of sigma. None: EDM's, with the denoiser's
         `sigma_data`, or if it has none, with the root mean square of the data.
     target
-        What takes the place of x_0 in the loss, a function of x_sigma (N, n) and sigma (N,) that returns
-        (N, n): with a mixture's `denoise` this is distillation. None: x_0.
+        What takes the place of x_0 in the loss, a function of x_sigma (N, n) and sigma (N,) to (N, n): with a
+        mixture's `denoise` this is distillation. None: x_0.
     seed
         Of batches, levels and noise (and, through a seed drawn from it, of dropout).
     augment
         Changes each batch of x_0 before the noise is added, for example `mirrored(shape)`. None: nothing.
     known_as
-        What stands for the whole job in checkpoints, where the caller answers for it: a checkpoint is then
-        taken up though code was renamed, or data were made with other roundoff. None: digests of all that
-        decides the run.
+        What stands for the whole job in checkpoints, where the caller answers for it. None: digests of all
+        that decides the run.
 
-    Raises
-    ------
-    ValueError
-        For arguments outside their ranges.
+    Raises ValueError for arguments outside their ranges.
     """
 
     denoiser: nn.Module
@@ -245,13 +241,11 @@ def train(
     r"""Train `denoiser` to predict x_0 from x_sigma = x_0 + sigma eps.
 
     A run that was stopped, called again with the same arguments and starting weights, goes on from its
-    checkpoint; on a CPU it ends in the same weights, bit for bit, as if it had never stopped. Many small
-    networks are trained faster together: `ensembles.train`.
+    checkpoint; on a CPU it ends in the same weights, bit for bit. `ensembles.train` trains many small ones.
 
-    In a script started by `accelerate launch`, the processes, on one machine or more, share each batch: all
-    draw the same one, each computes its part of the gradient, and all make the same update. The result is
-    that of one process but for the order of sums, and the masks of dropout. The main process writes the
-    checkpoint, which all read; a stopped run may go on with another number of processes.
+    In a script started by `accelerate launch` the processes share each batch: all draw it, each computes its
+    part of the gradient, all make the same update. The result is that of one process but for the order of
+    sums and the masks of dropout. The main process writes the checkpoint; their number may change.
 
     Parameters
     ----------
@@ -261,29 +255,20 @@ def train(
         As in `Job`, whose settings are `steps`, `batch_size`, `lr`, `schedule`, `ema`, `weighting`, `target`,
         `seed`, `augment` and `known_as`.
     precision
-        Of the forward and backward pass: `full`, that of the weights, or `bfloat16`, in which products and
-        convolutions are computed (on CUDA with images in channels-last layout) while sums that need it,
-        weights, moments and averages stay as they are. float16 is not offered: small gradients vanish in it
-        unless the loss is scaled.
+        `full`, that of the weights, or `bfloat16` for products and convolutions (on CUDA with images in
+        channels-last layout), while weights, moments, averages and sums that need it stay as they are.
     compile
-        Whether to compile the network with `torch.compile`: a minute before the first step, faster steps on
-        a GPU. Changes the order of sums and the masks of dropout; a stopped run may go on with or without.
+        Whether to use `torch.compile`, which changes the order of sums and the masks of dropout; a stopped
+        run may go on with or without.
     generator
-        Source of batches, levels and noise (and, through a seed drawn from it, of dropout); on the CPU or on
-        the training device. None: a new one on the CPU with `seed`.
+        Source of all draws, on the CPU or on the training device. None: a new one on the CPU with `seed`.
     device
         Where to train; None: where the denoiser is. Of several processes, each has its own instead.
     checkpoint
-        Path of the checkpoint, written every `checkpoint_every` seconds and at the end; None: none. The one
-        before is kept beside it, and taken up, with a warning, where the newest is damaged.
+        Path, written every `checkpoint_every` seconds and at the end; None: none. The one before is kept, and
+        taken up, with a warning, where the newest is damaged.
     progress
-        Whether to show a bar with loss, samples a second, time left and device on stderr.
-
-    Returns
-    -------
-    Trained
-        A copy of the denoiser with averaged weights, in evaluation mode, and the loss of every step (float64,
-        on the CPU).
+        Whether to show a bar on stderr.
 
     Raises
     ------
@@ -291,8 +276,7 @@ def train(
         For arguments outside their ranges; for a checkpoint that is damaged or of another run; if processes
         that work together were given different arguments.
     FloatingPointError
-        At the first loss that is not finite: names the step, the noise levels of its batch and the last good
-        checkpoint.
+        At the first loss that is not finite: names the step, the noise levels and the last good checkpoint.
     OSError
         If a checkpoint cannot be written; the last good one is intact.
     """
@@ -318,10 +302,7 @@ def train(
 
 
 def of_shape(name: str, value: Tensor, shape: torch.Size, help: str = "") -> Tensor:
-    """Return `value`, which a function of the caller returned; raises ValueError unless it has `shape`.
-
-    Other shapes may broadcast, and then something else is trained.
-    """
+    """Return what a function of the caller returned; raises ValueError unless it has `shape`, unbroadcast."""
     if value.shape != shape:
         raise ValueError(f"{name} must return shape {tuple(shape)}, got {tuple(value.shape)}{help}")
     return value

@@ -66,16 +66,13 @@ class EmpiricalDenoiser:
 
     Method. ||x - x_i||^2 = ||x||^2 - 2 x.x_i + ||x_i||^2, of which ||x||^2 cancels in the softmax. Points are
     taken in blocks with a running maximum and running sums (online softmax), so that memory does not grow
-    with M or N beyond inputs and result; a block costs one matrix product for all levels, and one more for
-    each. The maximum is at the nearest point, the same for all levels.
+    with M or N beyond inputs and result. The maximum is at the nearest point, the same for all levels.
 
-    Accuracy. Products are those of points less their mean, so that a common offset costs nothing. Logits have
-    an error of about eps R^2/sigma^2, R the radius of the centred data, as if the points had been rounded
-    once more. In float32 that is 1 at sigma = 1e-3 R; it matters where the two nearest points are equally
-    far to 1e-6 R^2, and not elsewhere. Measured on MoLRG in 50 dimensions, sigma from 1e-3 to 20, against
-    float64: relative error of the mean below 2e-6 in the median and 3e-4 at the 99.9% quantile, 0.05 in the
-    worst of 10^5 queries. `log_prob` (relative error 1e-6) takes the distance to the nearest point from the
-    difference of the two. Use float64 where each single value matters at sigma < 0.01 R.
+    Accuracy. Logits have an error of about eps R^2/sigma^2, R the radius of the centred data: in float32 1 at
+    sigma = 1e-3 R, which matters where the two nearest points are equally far to 1e-6 R^2. Measured on MoLRG
+    in 50 dimensions, sigma from 1e-3 to 20: relative error of the mean below 2e-6 in the median, 3e-4 at the
+    99.9% quantile, 0.05 in the worst of 10^5 queries; of `log_prob` 1e-6. Use float64 where each single value
+    matters at sigma < 0.01 R.
     """
 
     def __init__(

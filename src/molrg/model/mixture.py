@@ -74,12 +74,8 @@ class LowRankMixture:
     Methods take x of shape (N, n), float32 or float64, and sigma, a positive number or a 1-D array
     of S levels, which puts S in front of the result. Results have the dtype and the device of x.
     Every method is two matrix products and work on block coordinates U_l^T (x - mu_l), (N, K, r), in chunks
-    of rows, and differentiable in x; means make the two products wider by K. A sweep over sigma shares what
-    does not depend on it. Source: Proposition 1 of the paper, with priors, ranks, angles, variances, means.
-
-    `log_prob` and `score` are computed in float64 where the device has it. In float32 the logits of classes
-    with means carry the rounding of ||mu_k||^2/(delta^2 + sigma^2), or of ||mu_k||^2/sigma^2 for means
-    outside a span. Where these are large the weights are 0 and 1 all the same.
+    of rows, and differentiable in x. Source: Proposition 1 of the paper, with priors, ranks, angles,
+    variances and means. `log_prob` and `score` are computed in float64 where the device has it.
     """
 
     def __init__(
@@ -165,11 +161,9 @@ class LowRankMixture:
         generator: torch.Generator | None = None,
         labels: Sequence[int] | np.ndarray | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw n points: x_0 of shape (n, dim) and their labels (n,), int64.
+        """Draw n points x_0 (n, dim), on the generator's device, and their labels (n,), int64.
 
-        With `labels` given, n integers from 0 to K - 1, draws from those classes instead of from the
-        priors; raises ValueError for others. Numbers are drawn on the generator's device and moved to
-        that of the bases.
+        `labels`, n integers from 0 to K - 1, take the place of the priors; raises ValueError for others.
         """
         integer("n", n, 1)
         like = self.bases[0]
@@ -286,10 +280,9 @@ class LowRankMixture:
         return by_rows(x, at, len(levels) * self.dim, dim=1, squeeze=scalar)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        r"""Return the posterior mean (N, n) with one noise level for each of the N points.
+        """Return the posterior mean (N, n) with one noise level for each point, sigma (N,), or for all.
 
-        What a network is to learn where it is trained with this as its target: `sigma` is a number or (N,),
-        as networks take it, while `posterior_mean` evaluates every point at each of S levels.
+        `posterior_mean` evaluates every point at each of S levels instead.
         """
         levels, _ = self._check(x, sigma)
         if len(levels) == 1:
@@ -480,8 +473,8 @@ class MoLRG(LowRankMixture):
     U_k inside span(U_1 ... U_K) (`background="span"`, NeurIPS version of the paper) or inside R^n
     (`background="complement"`, ICLR version). Noisy data are x_sigma = x_0 + sigma eps.
 
-    It is the `LowRankMixture` with unit variances and zero means, whose parameters and methods it shares,
-    and 0 < delta < 1. With zeta = 1/(1 + sigma^2), xi = delta^2/(delta^2 + sigma^2) and
+    It is the `LowRankMixture` with unit variances, zero means and 0 < delta < 1. With
+    zeta = 1/(1 + sigma^2), xi = delta^2/(delta^2 + sigma^2) and
     kappa = (1/(delta^2 + sigma^2) - 1/(1 + sigma^2)) / 2,
 
         w = softmax_l( log pi_l + kappa ||U_l^T x||^2 - d_l/2 log((1 + sigma^2)/(delta^2 + sigma^2)) ),

@@ -38,15 +38,9 @@ def ddpm_levels(num_steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) 
     With beta_t from `beta_min` to `beta_max` in equal steps and abar_t = prod_{s <= t} (1 - beta_s), the
     model's x_t = sqrt(abar_t) (x_0 + sigma_t eps) has sigma_t = sqrt((1 - abar_t) / abar_t).
 
-    Returns
-    -------
-    Tensor
-        (num_steps,) float64, increasing; entry t belongs to the timestep t = 0, ..., num_steps - 1.
+    Returns (num_steps,) float64, increasing; entry t belongs to the timestep t = 0, ..., num_steps - 1.
 
-    Raises
-    ------
-    ValueError
-        Unless num_steps >= 1 and 0 < beta_min <= beta_max < 1.
+    Raises ValueError unless num_steps >= 1 and 0 < beta_min <= beta_max < 1.
 
     Source: Ho, Jain & Abbeel, Denoising Diffusion Probabilistic Models (2020).
     """
@@ -71,10 +65,7 @@ def edm_levels(n: int, low: float, high: float, rho: float = 7.0) -> Tensor:
 
     rho = 1 spaces them equally; the larger rho, the denser the low end (rho -> inf: equal ratios).
 
-    Raises
-    ------
-    ValueError
-        Unless n >= 2, 0 < low < high < inf and rho > 0.
+    Raises ValueError unless n >= 2, 0 < low < high < inf and rho > 0.
 
     Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models (2022), eq. (5),
     where the levels are listed from `high` to `low`.

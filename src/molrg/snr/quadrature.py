@@ -40,6 +40,23 @@ def radii(rank: int, panels: int) -> np.ndarray:
     return np.linspace(max(0.0, np.sqrt(rank) - 9), np.sqrt(rank) + 9, panels + 1)
 
 
+def chi_density(rank: int, r: np.ndarray) -> np.ndarray:
+    """Density of r = sqrt(chi^2_rank)."""
+    with np.errstate(divide="ignore"):  # log 0 at the end of an empty panel
+        log_power = (rank - 1) * np.log(r) if rank > 1 else 0.0
+    return np.exp(log_power - 0.5 * (r * r) - ((rank / 2 - 1) * np.log(2) + gammaln(rank / 2)))
+
+
+def moving_rule(
+    fixed: np.ndarray, at: np.ndarray, turns: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights (N, P) in r: breaks `fixed`, and where at + scale r^2, at (N, 1), is in `turns`."""
+    moving = np.sqrt(np.maximum((turns - at) / scale, 0)).clip(fixed[0], fixed[-1])
+    breaks = np.concatenate([np.broadcast_to(fixed, (len(at), len(fixed))), moving], axis=1)
+    breaks.sort(axis=1)
+    return panel_rule(breaks)
+
+
 def outer_rule(
     ranks: Sequence[int] | np.ndarray, offsets: Sequence[float] | np.ndarray, own: float, other: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -96,19 +113,12 @@ def transforms(
     """
     results = [np.empty_like(v) for _ in range(3)]
     density_breaks = radii(rank, 12)
-    log_norm = (rank / 2 - 1) * np.log(2) + gammaln(rank / 2)
     for start in range(0, len(v), ROWS):
         rows = slice(start, start + ROWS)
         at = v[rows, None]
-        transition = np.sqrt(np.maximum((TRANSITION - at) / scale, 0))
-        fixed = np.broadcast_to(density_breaks, (len(at), len(density_breaks)))
-        breaks = np.concatenate([fixed, transition.clip(density_breaks[0], density_breaks[-1])], axis=1)
-        breaks.sort(axis=1)
-        r, weights = panel_rule(breaks)
-        with np.errstate(divide="ignore"):  # log 0 at the end of an empty panel
-            log_density = (rank - 1) * np.log(r) if rank > 1 else 0.0
+        r, weights = moving_rule(density_breaks, at, TRANSITION, scale)
         y = r * r
-        measure = weights * np.exp(log_density - 0.5 * y - log_norm)
+        measure = weights * chi_density(rank, r)
         growth = np.exp(np.minimum(at + scale * y, 5.0))  # e^{-e^5} is 0 to 60 digits
         measure *= np.exp(-growth)
         results[0][rows] = measure.sum(1)

@@ -19,11 +19,8 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
     Folders are made where they are missing. What writes of `path` that were killed have left is removed.
 
-    Raises
-    ------
-    OSError
-        Where the content cannot be written (a full disk, no permission); names the file. What was there
-        before is then untouched, and nothing is left behind.
+    Raises OSError, naming the file, where the content cannot be written (a full disk, no permission). What
+    was there before is then untouched, and nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

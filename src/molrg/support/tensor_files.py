@@ -22,10 +22,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     The file is a valid safetensors file. Its header carries `sha256`, the digest of the file with 64 zeros in
     the digest's place.
 
-    Raises
-    ------
-    OSError
-        The file cannot be written (full disk, no permission); what was at `path` is intact.
+    Raises OSError where the file cannot be written (full disk, no permission); what was there is intact.
     """
     from safetensors.torch import save as serialise
 
@@ -40,12 +37,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors (on the CPU) and the metadata that `save` wrote to `path`.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        A byte of the file is missing or not the one written; nothing of it is used.
+    Raises FileNotFoundError, and ValueError where a byte is missing or not the one written.
     """
     from safetensors.torch import load as deserialise
 
