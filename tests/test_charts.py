@@ -152,7 +152,7 @@ def test_points_lie_on_curves_told_apart_by_two_properties() -> None:
         for sigma in (0.1, 1.0)
     ]
     points = [{"sigma": 0.1, "snr": 2.0, "low": 1.5, "high": 2.5, "input": "noisy"}]
-    parts = {"line": lines, "bar": points, "point": points}
+    parts: dict[str, list[dict[str, Any]]] = {"line": lines, "bar": points, "point": points}
     told = {"color": "input", "strokeDash": "by"}
     chart = charts.layers(("sigma", charts.LEVEL), ("snr", "SNR (log scale)"), parts, **told)
     spec = charts.show(chart, WORDS)._repr_mimebundle_()[charts.MIME]

@@ -161,7 +161,10 @@ def layers(
     """
     import altair
 
-    kinds = {"color": (altair.Color, PALETTE), "strokeDash": (altair.StrokeDash, DASHES)}
+    kinds: dict[str, tuple[Any, Sequence[Any]]] = {
+        "color": (altair.Color, PALETTE),
+        "strokeDash": (altair.StrokeDash, DASHES),
+    }
     kinds |= {"shape": (altair.Shape, SHAPES)}
     marks = {"line": "line", "point": "point", "bar": "rule", "band": "area"}
     everything = [row for rows in parts.values() for row in rows]
@@ -172,7 +175,7 @@ def layers(
         value = altair.Y(
             "low" if ends else y[0], type="quantitative", title=y[1], scale=_scale(y[1], zero=False)
         )
-        encoding = {"x": at, "y": value} | ({"y2": altair.Y2("high")} if ends else {})
+        encoding: dict[str, Any] = {"x": at, "y": value} | ({"y2": altair.Y2("high")} if ends else {})
         for name in {"line": ("color", "strokeDash"), "point": ("color", "shape")}.get(part, ("color",)):
             if (column := channels.get(name)) and rows and column in rows[0]:
                 encoding[name] = _told_apart(kinds[name][0], column, everything, kinds[name][1])
@@ -186,7 +189,7 @@ def layers(
     return altair.layer(*drawn)
 
 
-def _scale(title: str, **linear: bool) -> Any:
+def _scale(title: str, **linear: Any) -> Any:
     import altair
 
     if "log scale)" not in title:
@@ -249,7 +252,7 @@ def over_levels(
             values, widths = np.mean(values, 0), [np.std(values, 0, ddof=min(1, len(values) - 1))]
         for i, (level, value) in enumerate(zip(levels, values, strict=True)):
             if not math.isnan(value):
-                row = {"sigma": float(level), "value": float(value), "name": name}
+                row: dict[str, Any] = {"sigma": float(level), "value": float(value), "name": name}
                 rows.append(row)
                 if widths:
                     most = 0.9 * abs(value) if "log scale)" in y_title else math.inf

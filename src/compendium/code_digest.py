@@ -256,7 +256,7 @@ class _Module:
                 raise ValueError(f"{self.name} imports * from {module}, whose names cannot be followed")
             yield alias.asname or alias.name, f"{module}.{alias.name}"
 
-    def _inside(self, node: _Function, names: _Names) -> _Names:
+    def _inside(self, node: Any, names: _Names) -> _Names:
         """The names that are followed in the body of a function: no variables, but its own imports."""
         arguments = [part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)]
         body: list[Any] = node.body if isinstance(node.body, list) else [node.body]

@@ -24,7 +24,7 @@ class MixturePage(parameters.Page):
         """K, d and delta."""
         return self.num_classes, self.rank, self.delta
 
-    def mixture(self, *background: str, **options: Any) -> MoLRG:
+    def mixture(self, *background: Any, **options: Any) -> MoLRG:
         """The orthogonal mixture of these sizes, with options of `MoLRG.orthogonal`."""
         return MoLRG.orthogonal(self.num_classes, self.rank, self.dim, self.delta, *background, **options)
 

@@ -163,7 +163,7 @@ def _figures(
         ),
         "recovery": np.array([_recovery(mixture, denoiser) for denoiser in denoisers]),
         "excess_loss": losses / best - 1,
-        "chosen": losses.argmin(),
+        "chosen": np.asarray(losses.argmin()),
         "linear": read["linear"],
         "nearest": read["nearest"],
         "linear_exact": read_exact["linear"],

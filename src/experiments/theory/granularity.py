@@ -44,7 +44,8 @@ def curves(
         model.accuracies(levels, kind == "noisy", num_samples, generator)
         for kind, generator in zip(INPUTS, draws, strict=True)
     ]
-    value, error = np.moveaxis([[[part.numpy() for part in each] for each in four] for four in read], 2, 0)
+    both = np.array([[[part.numpy() for part in each] for each in four] for four in read])
+    value, error = np.moveaxis(both, 2, 0)
     return {
         "levels": np.round(levels, 9),
         "snr": np.array([[part.numpy() for part in pair] for pair in snr]),
