@@ -414,9 +414,7 @@ class TestStore:
         process = start(f"results.load_or_compute(trial.run, {run}, witness={witness})")
         said = process.communicate(timeout=60)[1]
         assert process.returncode == 1
-        assert (
-            f"need not reach the same code: give it {missing} too; only dataset and smoke may differ" in said
-        )
+        assert f"reach the same code: give it {missing} too; only dataset, prior, smoke may differ" in said
         assert not (package / "runs").exists()
 
     def test_a_stored_witness_that_need_not_reach_the_same_code_carries_nothing(self, package: Path) -> None:

@@ -369,7 +369,7 @@ def _check_witness(function: Function, parameters: Mapping[str, Any], witness: M
             raise ValueError(
                 f"{function.__qualname__}: the witness has {name} = {witness.get(name)!r} and the run "
                 f"{value!r}, so that it need not reach the same code: give it {', '.join(sorted(missing))} "
-                f"too; only {' and '.join(FREE)} may differ"
+                f"too; only {', '.join(FREE)} may differ"
             )
 
 

@@ -24,7 +24,27 @@ from molrg import snr
 from molrg.images import Images
 from molrg.measuring import subspaces
 
-__all__ = ["ENTRIES", "LEVELS", "Isotropic", "Spectrum", "height", "isotropic", "peak", "predict", "spectrum"]
+__all__ = [
+    "COMPONENTS",
+    "DIRECTIONS",
+    "ENTRIES",
+    "IMAGES",
+    "LEVELS",
+    "OWN",
+    "PATCH",
+    "PATCHES",
+    "RANK",
+    "STEPS",
+    "Isotropic",
+    "Spectrum",
+    "class_mixture",
+    "height",
+    "isotropic",
+    "patch_gain",
+    "peak",
+    "predict",
+    "spectrum",
+]
 
 LEVELS = np.geomspace(0.002, 5, 21)
 RANK = 5

@@ -9,6 +9,8 @@ from scipy.special import gammaln, ive
 __all__ = [
     "ROWS",
     "TRANSITION",
+    "chi_density",
+    "moving_rule",
     "outer_rule",
     "panel_rule",
     "radii",
