@@ -49,12 +49,18 @@ def estimate(
         "classes": mean over classes of the ratio of means; "pooled": ratio of the prior-weighted means
         ("overall" in the paper); "none": one value a class, which appends K to the shape.
 
-    Returns `value` and `standard_error` (delta method for the ratio), float64, () or (S,), with K appended
-    for "none". Where denoised vectors have no energy in the denominator but that of their rounding,
-    (16 eps)^2, the value is infinite and its error nan.
+    Returns
+    -------
+    Estimate
+        `value` and `standard_error` (delta method for the ratio), float64, () or (S,), with K appended for
+        "none". Where denoised vectors have no energy in the denominator but that of their rounding,
+        (16 eps)^2, the value is infinite and its error nan.
 
-    Raises ValueError for arguments outside their ranges, or a denoiser that returns anything but a tensor of
-    the shape and dtype of x.
+    Raises
+    ------
+    ValueError
+        For arguments outside their ranges, or a denoiser that returns anything but a tensor of the shape and
+        dtype of x.
     """
     integer("num_samples", num_samples, 2)
     noisy_input = boolean("noisy_input", noisy_input)
