@@ -29,17 +29,21 @@ def test_without_a_ridge_it_is_scikit_learns() -> None:
         np.testing.assert_allclose(difference, difference[:, :1].repeat(4, 1), atol=1e-6)
 
 
+def by_the_rule(z: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
+    """The scores (N, 4) of standardised features z (N, D), term by term."""
+    means = np.stack([z[y == k].mean(0) for k in range(4)])
+    within = z - means[y]
+    inverse = np.linalg.inv(within.T @ within / len(z) + ridge * np.eye(z.shape[1]))
+    prior = np.log(np.bincount(y) / len(y))
+    own: np.ndarray = z @ inverse @ means.T
+    return own - 0.5 * np.einsum("kd,de,ke->k", means, inverse, means) + prior
+
+
 def test_the_ridge_is_that_of_the_rule() -> None:
     features, labels = classes(probes=1)
     fitted = fit_discriminants(features, labels, ridge=0.3)
     x = features[0].numpy()
-    z = (x - x.mean(0)) / x.std(0)
-    y = labels.numpy()
-    means = np.stack([z[y == k].mean(0) for k in range(4)])
-    within = z - means[y]
-    inverse = np.linalg.inv(within.T @ within / len(z) + 0.3 * np.eye(5))
-    prior = np.log(np.bincount(y) / len(y))
-    expected = z @ inverse @ means.T - 0.5 * np.einsum("kd,de,ke->k", means, inverse, means) + prior
+    expected = by_the_rule((x - x.mean(0)) / x.std(0), labels.numpy(), 0.3)
     np.testing.assert_allclose(fitted.scores(features)[0].numpy(), expected, atol=1e-10)
 
 
@@ -55,13 +59,8 @@ def test_few_components_are_the_principal_ones_of_scikit_learn() -> None:
 
     features, labels = classes(probes=1)
     fitted = fit_discriminants(features, labels, ridge=0.3, components=2)
-    x, y = features[0].numpy(), labels.numpy()
-    z = PCA(2).fit_transform((x - x.mean(0)) / x.std(0))
-    means = np.stack([z[y == k].mean(0) for k in range(4)])
-    within = z - means[y]
-    inverse = np.linalg.inv(within.T @ within / len(z) + 0.3 * np.eye(2))
-    prior = np.log(np.bincount(y) / len(y))
-    expected = z @ inverse @ means.T - 0.5 * np.einsum("kd,de,ke->k", means, inverse, means) + prior
+    x = features[0].numpy()
+    expected = by_the_rule(PCA(2).fit_transform((x - x.mean(0)) / x.std(0)), labels.numpy(), 0.3)
     np.testing.assert_allclose(fitted.scores(features)[0].numpy(), expected, atol=1e-10)
     for enough in (5, 9):
         exact = fit_discriminants(features, labels, components=enough).scores(features)
